@@ -1,0 +1,1 @@
+//! The rules of pg_task that need no database.

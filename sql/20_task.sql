@@ -1,0 +1,105 @@
+CREATE FUNCTION pg_task.uuid7() RETURNS uuid
+    LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'uuid7_wrapper';
+COMMENT ON FUNCTION pg_task.uuid7() IS
+    'A version 7 UUID (RFC 9562): milliseconds since 1970, then a counter and random bits. Ascending within a session';
+
+CREATE FUNCTION pg_task.step_is_valid(step jsonb) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'step_is_valid_wrapper';
+COMMENT ON FUNCTION pg_task.step_is_valid(jsonb) IS
+    'Whether a value has the shape of a step, {"Task": {"Step": …}}: an object with one key that holds an object with one key';
+
+CREATE TABLE pg_task.task (
+    id         uuid        NOT NULL DEFAULT pg_task.uuid7(),
+    wakeup_at  timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    locked_at  timestamptz,
+    fence      bigint      NOT NULL DEFAULT 0,
+    locked_by  uuid,
+    tried      integer     NOT NULL DEFAULT 0,
+    priority   smallint    NOT NULL DEFAULT 0,
+    queue      text        COLLATE "C" NOT NULL DEFAULT 'default',
+    step       jsonb       NOT NULL,
+    error      text,
+    CONSTRAINT task_pkey PRIMARY KEY (id),
+    CONSTRAINT task_wakeup_at_is_finite CHECK (pg_catalog.isfinite(wakeup_at)),
+    CONSTRAINT task_fence_is_not_negative CHECK (fence OPERATOR(pg_catalog.>=) 0),
+    CONSTRAINT task_tried_is_not_negative CHECK (tried OPERATOR(pg_catalog.>=) 0),
+    CONSTRAINT task_lock_is_whole CHECK ((locked_by IS NULL) OPERATOR(pg_catalog.=) (locked_at IS NULL)),
+    CONSTRAINT task_queue_is_a_name CHECK (pg_catalog.octet_length(queue) BETWEEN 1 AND 63),
+    CONSTRAINT task_step_has_a_name CHECK (pg_task.step_is_valid(step))
+)
+-- Room on each page for the next steps of its tasks: an UPDATE that finds room there touches no index (HOT).
+WITH (
+    fillfactor = 90,
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_insert_scale_factor = 0.2,
+    autovacuum_analyze_scale_factor = 0.2,
+    autovacuum_analyze_threshold = 10000,
+    autovacuum_vacuum_cost_delay = 1
+);
+
+COMMENT ON TABLE pg_task.task IS
+    'One row a task, and the row is the whole truth: the current step, when it is due, how often it failed. A finished task has no row';
+COMMENT ON COLUMN pg_task.task.id IS 'Made by the server (UUID version 7) unless given';
+COMMENT ON COLUMN pg_task.task.queue IS 'A name of 1 to 63 bytes. Workers take tasks from the queues that they name, or from all';
+COMMENT ON COLUMN pg_task.task.priority IS 'Lower runs first, within the queues a worker takes; 0 by default';
+COMMENT ON COLUMN pg_task.task.step IS 'The current step as {"Task": {"Step": payload}}';
+COMMENT ON COLUMN pg_task.task.wakeup_at IS 'When the step is due, by the server''s clock; a time in the past is due now';
+COMMENT ON COLUMN pg_task.task.tried IS 'Attempts of the current step that failed or whose worker was lost; 0 again at the next step and on resume';
+COMMENT ON COLUMN pg_task.task.error IS 'Why the task is parked. Fix the world, then set it to NULL (or call pg_task.resume) to run the step again';
+COMMENT ON COLUMN pg_task.task.fence IS 'Counts the changes of the row, never reset: a finish that names an older value is refused';
+COMMENT ON COLUMN pg_task.task.locked_by IS 'The worker that runs the step, once it has run for about a second; pg_task.running shows every claim at once';
+COMMENT ON COLUMN pg_task.task.locked_at IS 'When that worker took the step';
+COMMENT ON COLUMN pg_task.task.created_at IS 'Start of the transaction that enqueued the task';
+COMMENT ON COLUMN pg_task.task.updated_at IS 'Start of the transaction that last changed the row';
+
+-- What is due, in the order in which it is handed out. Read forward from the last position only.
+CREATE INDEX task_due ON pg_task.task (queue, priority, wakeup_at, id) WHERE error IS NULL;
+COMMENT ON INDEX pg_task.task_due IS 'What is due, by queue, priority and time';
+
+CREATE INDEX task_failed ON pg_task.task (queue, updated_at) WHERE error IS NOT NULL;
+COMMENT ON INDEX pg_task.task_failed IS 'Parked tasks: empty while all is well';
+
+SELECT pg_catalog.pg_extension_config_dump('pg_task.task', '');
+
+-- Grows by one each time a scheduler starts: the upper half of the attempt tokens.
+CREATE SEQUENCE pg_task.epoch AS bigint;
+COMMENT ON SEQUENCE pg_task.epoch IS 'The upper bits of the attempt tokens: each start of a scheduler takes a larger value';
+SELECT pg_catalog.pg_extension_config_dump('pg_task.epoch', '');
+
+CREATE FUNCTION pg_task.on_insert() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_insert_wrapper';
+COMMENT ON FUNCTION pg_task.on_insert() IS 'Checks the step and tells the scheduler, at commit, what was inserted';
+
+CREATE FUNCTION pg_task.on_update() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_update_wrapper';
+COMMENT ON FUNCTION pg_task.on_update() IS
+    'A change by a user: adds one to the fence, so that a run of the old row is refused, and tells the scheduler at commit';
+
+CREATE FUNCTION pg_task.on_error() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_error_wrapper';
+COMMENT ON FUNCTION pg_task.on_error() IS 'Sends the id of a task that was parked to the channel pg_task_error';
+
+CREATE TRIGGER task_insert BEFORE INSERT ON pg_task.task
+    FOR EACH ROW EXECUTE FUNCTION pg_task.on_insert();
+CREATE TRIGGER task_update BEFORE UPDATE ON pg_task.task
+    FOR EACH ROW WHEN (
+        old.fence OPERATOR(pg_catalog.=) new.fence
+        AND (old.step IS DISTINCT FROM new.step
+            OR old.wakeup_at IS DISTINCT FROM new.wakeup_at
+            OR old.queue IS DISTINCT FROM new.queue
+            OR old.priority IS DISTINCT FROM new.priority
+            OR old.error IS DISTINCT FROM new.error
+            OR old.tried IS DISTINCT FROM new.tried
+            OR old.id IS DISTINCT FROM new.id)
+    ) EXECUTE FUNCTION pg_task.on_update();
+CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
+    FOR EACH ROW WHEN (new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
+CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
+    FOR EACH ROW WHEN (old.error IS NULL AND new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
+
+-- Also when rows arrive by logical replication or under session_replication_role = replica.
+ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_insert;
+ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_update;

@@ -1,0 +1,52 @@
+-- The worker protocol. docs/protocol.md describes it for writers of workers.
+
+CREATE FUNCTION pg_task.register(
+    worker uuid,
+    queues text[] DEFAULT NULL,
+    steps text[] DEFAULT NULL,
+    retry_limits integer[] DEFAULT NULL,
+    lease interval DEFAULT '60 s',
+    name text DEFAULT NULL,
+    bind boolean DEFAULT true,
+    held_ids uuid[] DEFAULT NULL,
+    held_fences bigint[] DEFAULT NULL,
+    held_tokens bigint[] DEFAULT NULL,
+    protocol integer DEFAULT 1,
+    OUT channel text,
+    OUT refused uuid[]
+) RETURNS record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'register_wrapper';
+COMMENT ON FUNCTION pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer) IS
+    'Makes a worker known, or makes it known again; returns the channel on which it is woken and, of the tasks it holds, those it must drop';
+
+CREATE FUNCTION pg_task.heartbeat(worker uuid)
+    RETURNS TABLE (event smallint, id uuid)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'heartbeat_wrapper';
+COMMENT ON FUNCTION pg_task.heartbeat(uuid) IS
+    'Extends the worker''s lease; writes nothing. Events: 3 a task it runs was cancelled, 4 stop, 5 not registered';
+
+CREATE FUNCTION pg_task.exchange(
+    worker uuid,
+    want integer DEFAULT 0,
+    ids uuid[] DEFAULT NULL,
+    fences bigint[] DEFAULT NULL,
+    tokens bigint[] DEFAULT NULL,
+    outcomes smallint[] DEFAULT NULL,
+    steps jsonb[] DEFAULT NULL,
+    delays bigint[] DEFAULT NULL,
+    errors text[] DEFAULT NULL
+) RETURNS TABLE (
+    event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb
+)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'exchange_wrapper';
+COMMENT ON FUNCTION pg_task.exchange(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[]) IS
+    'Finished steps in, tasks to run out, in one call and one transaction. docs/protocol.md tells the outcomes and events';
+
+CREATE FUNCTION pg_task.leave(worker uuid) RETURNS integer
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'leave_wrapper';
+COMMENT ON FUNCTION pg_task.leave(uuid) IS
+    'Signs a worker off. Tasks that it still holds are ready again at once and no attempt is counted; returns how many';

@@ -1,0 +1,42 @@
+-- PUBLIC gets nothing but the two functions that a constraint and a default of the table call. A role gets what it needs
+-- from pg_task.grant_produce, grant_work and grant_administer.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA pg_task FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pg_task.uuid7(), pg_task.step_is_valid(jsonb) TO PUBLIC;
+
+CREATE FUNCTION pg_task.grant_produce(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pg_task TO %s', role);
+    EXECUTE pg_catalog.format('GRANT INSERT (id, queue, priority, step, wakeup_at), SELECT (id) ON pg_task.task TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.enqueue(jsonb, text, integer),
+        pg_task.delay(jsonb, interval, text, integer), pg_task.schedule(jsonb, timestamptz, text, integer),
+        pg_task.enqueue_many(jsonb[], text, integer, timestamptz), pg_task.enqueue_row() TO %s', role);
+END $$;
+COMMENT ON FUNCTION pg_task.grant_produce(regrole) IS 'Lets a role enqueue tasks, by function or INSERT; it cannot read steps';
+
+CREATE FUNCTION pg_task.grant_work(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_task.grant_produce(role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
+        pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer),
+        pg_task.heartbeat(uuid), pg_task.leave(uuid),
+        pg_task.exchange(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[]) TO %s', role);
+END $$;
+COMMENT ON FUNCTION pg_task.grant_work(regrole) IS 'Lets a role run workers, and enqueue';
+
+CREATE FUNCTION pg_task.grant_administer(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_task.grant_work(role);
+    EXECUTE pg_catalog.format('GRANT SELECT ON ALL TABLES IN SCHEMA pg_task TO %s', role);
+    EXECUTE pg_catalog.format('GRANT DELETE, UPDATE (queue, priority, step, wakeup_at, tried, error) ON pg_task.task TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.resume(uuid), pg_task.resume_all(text, text, text),
+        pg_task.cancel(uuid), pg_task.stop_workers(uuid), pg_task.claims(), pg_task.worker_states(),
+        pg_task.scheduler_state(), pg_task.lanes(), pg_task.start_scheduler() TO %s', role);
+END $$;
+COMMENT ON FUNCTION pg_task.grant_administer(regrole) IS 'Lets a role see everything, resume, cancel, edit tasks and stop workers';
+
+REVOKE EXECUTE ON FUNCTION pg_task.grant_produce(regrole), pg_task.grant_work(regrole), pg_task.grant_administer(regrole) FROM PUBLIC;
+
+SELECT pg_task.start_scheduler();
