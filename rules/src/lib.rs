@@ -1,1 +1,21 @@
-//! The rules of pg_task that need no database.
+//! The rules of pg_task that need no database: who gets which task, who holds it, when a worker is lost, what is due.
+//!
+//! **Architecture invariants.** This crate knows no clock (every moment is an argument), no PostgreSQL, no thread and no lock.
+//! Everything in [`board`] is plain data of fixed size that works at any address, because the extension lays it into
+//! shared memory; whoever calls it holds the lock.
+#![forbid(unsafe_code)]
+
+pub mod board;
+pub mod due;
+pub mod inbox;
+pub mod names;
+pub mod token;
+
+/// A moment: microseconds since 2000-01-01 00:00 UTC, as PostgreSQL keeps a `timestamptz`.
+pub type Micros = i64;
+
+/// The 16 bytes of a task's UUID.
+pub type TaskId = [u8; 16];
+
+/// The 16 bytes of a worker's UUID.
+pub type WorkerId = [u8; 16];
