@@ -1,0 +1,353 @@
+//! Claims: from a lane to a worker, and every way in which a claim ends.
+
+use super::Board;
+use super::QueueId;
+use super::layout::CANCEL_TOLD;
+use super::layout::CANCELLED;
+use super::layout::COUNTED;
+use super::layout::Entry;
+use super::layout::EntryState;
+use super::layout::NIL;
+use super::layout::WRITTEN;
+use super::layout::WorkerState;
+use crate::Micros;
+use crate::TaskId;
+use crate::names::Kind;
+use crate::names::Label;
+
+/// A task that was handed out: its row is still to be read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Claim {
+    /// The task.
+    pub id: TaskId,
+    /// The attempt.
+    pub token: i64,
+}
+
+/// A chain may run so many steps at a time before tasks of the same priority that have waited get their turn.
+const MAX_STREAK: u16 = 100;
+
+impl Board<'_> {
+    /// Hands out up to `want` ready tasks to a live worker: lower priority numbers first, then earlier due times.
+    ///
+    /// What it did not get it is recorded to want, so that the scheduler wakes it.
+    pub fn claim(&mut self, worker: usize, want: u32, now: Micros, out: &mut Vec<Claim>) {
+        let mut candidates = [0_u16; 512];
+        let mut count = 0;
+        let slot = &self.workers[worker];
+        if slot.state != WorkerState::Live || slot.stop {
+            return;
+        }
+        for (index, lane) in self.lanes[..usize::from(self.head.lanes)].iter().enumerate().take(candidates.len()) {
+            let fits = lane.kind == Kind::ANY || slot.knows(lane.kind);
+            if lane.len > 0 && fits && slot.takes(lane.queue) {
+                candidates[count] = index as u16;
+                count += 1;
+            }
+        }
+        let mut got = 0;
+        while got < want {
+            // The best lane, and the key of the second best up to which the best may be emptied.
+            let (mut best, mut best_key, mut limit) = (None, (i16::MAX, Micros::MAX), (i16::MAX, Micros::MAX));
+            for &lane in &candidates[..count] {
+                let Some(key) = self.lane_key(usize::from(lane)) else { continue };
+                if best.is_none() || key < best_key {
+                    if best.is_some() {
+                        limit = best_key;
+                    }
+                    (best, best_key) = (Some(usize::from(lane)), key);
+                } else if key < limit {
+                    limit = key;
+                }
+            }
+            let Some(lane) = best else { break };
+            while got < want && self.lane_key(lane).is_some_and(|key| key <= limit) {
+                let index = self.lanes[lane].first;
+                self.unlink_ready(index);
+                out.push(self.claim_entry(index, worker, now));
+                got += 1;
+            }
+        }
+        if want > 0 {
+            self.workers[worker].wanted = want - got;
+        }
+    }
+
+    /// The fence that the claim's row had when it was read, and whether its attempt was counted in writing.
+    pub fn note_row(&mut self, claim: &Claim, fence: i64, counted: bool) {
+        if let Some(index) = self.find_claim(&claim.id, claim.token) {
+            let entry = &mut self.entries[index as usize];
+            entry.fence = fence;
+            if counted {
+                entry.flags |= COUNTED | WRITTEN;
+            }
+        }
+    }
+
+    /// A claim of the task, by whichever worker.
+    pub fn claim_of(&self, id: &TaskId) -> Option<&Entry> {
+        let index = self.find(id)?;
+        let entry = &self.entries[index as usize];
+        (entry.state == EntryState::Claimed).then_some(entry)
+    }
+
+    /// The worker that holds a claimed entry.
+    pub fn holder(&self, entry: &Entry) -> Option<usize> {
+        (entry.state == EntryState::Claimed).then_some(entry.owner as usize)
+    }
+
+    /// Ends a claim: the task is done, or waits for a later time that the caller tells the scheduler.
+    pub fn end_claim(&mut self, id: &TaskId, token: i64) -> bool {
+        let Some(index) = self.find_claim(id, token) else { return false };
+        self.unlink_claimed(index);
+        self.put_free(index);
+        true
+    }
+
+    /// Ends a claim; the task is ready again. Used whenever the row may still be there: what it says is read again.
+    pub fn give_back(&mut self, id: &TaskId, token: i64) -> bool {
+        let Some(index) = self.find_claim(id, token) else { return false };
+        self.unlink_claimed(index);
+        self.return_ready(index, Kind::ANY, Label::EMPTY)
+    }
+
+    /// Ends a claim whose step the worker does not know: the task waits for one that does.
+    pub fn misfit(&mut self, id: &TaskId, token: i64, kind: Kind, label: Label) -> bool {
+        let Some(index) = self.find_claim(id, token) else { return false };
+        self.unlink_claimed(index);
+        self.return_ready(index, kind, label)
+    }
+
+    /// Whether a chain may go on with its next step in the worker that ran the last one: nothing better waits, and it has not had
+    /// the floor for too long.
+    pub fn may_continue(&self, id: &TaskId, token: i64) -> bool {
+        let Some(index) = self.find_claim(id, token) else { return false };
+        let entry = &self.entries[index as usize];
+        let slot = &self.workers[entry.owner as usize];
+        slot.state == WorkerState::Live
+            && !slot.stop
+            && self.lanes_in_use().filter(|lane| slot.takes(lane.queue)).all(|lane| {
+                lane.priority > entry.priority || (lane.priority == entry.priority && entry.streak < MAX_STREAK)
+            })
+    }
+
+    /// The claim goes on as the claim of the task's next step, under a new token.
+    pub fn advance(&mut self, id: &TaskId, token: i64, next_token: i64, fence: i64, now: Micros) -> bool {
+        let Some(index) = self.find_claim(id, token) else { return false };
+        let entry = &mut self.entries[index as usize];
+        entry.token = next_token;
+        entry.fence = fence;
+        entry.since = now;
+        entry.flags = 0;
+        entry.streak = entry.streak.saturating_add(1);
+        // The worker's list is ordered by the time of the claim.
+        self.unlink_from_worker(index);
+        self.link_to_worker(index);
+        true
+    }
+
+    /// A worker that was known before says that it holds the task. Granted unless someone else does.
+    pub fn assert_claim(&mut self, worker: usize, claim: &Claim, row: &AssertedRow, now: Micros) -> bool {
+        let index = match self.find(&claim.id) {
+            Some(index) => match self.entries[index as usize].state {
+                EntryState::Claimed => {
+                    let entry = &self.entries[index as usize];
+                    return entry.owner as usize == worker && entry.token == claim.token;
+                }
+                EntryState::Ready => {
+                    self.unlink_ready(index);
+                    index
+                }
+                EntryState::Free => return false,
+            },
+            None => match self.take_free(claim.id) {
+                Some(index) => index,
+                None => return false,
+            },
+        };
+        let entry = &mut self.entries[index as usize];
+        entry.queue = row.queue;
+        entry.priority = row.priority;
+        entry.due = row.due;
+        self.claim_entry(index, worker, now);
+        let entry = &mut self.entries[index as usize];
+        entry.token = claim.token;
+        entry.fence = row.fence;
+        if row.written {
+            entry.flags |= WRITTEN;
+        }
+        true
+    }
+
+    /// A user deleted the task. If it is claimed, returns the worker to be told.
+    pub fn cancel(&mut self, id: &TaskId) -> Option<usize> {
+        let index = self.find(id)?;
+        let entry = &mut self.entries[index as usize];
+        if entry.state != EntryState::Claimed {
+            self.remove_ready(id);
+            return None;
+        }
+        if entry.flags & CANCELLED == 0 {
+            entry.flags |= CANCELLED;
+            self.workers[entry.owner as usize].cancels += 1;
+        }
+        Some(entry.owner as usize)
+    }
+
+    /// The worker's tasks that were cancelled and of which it has not been told.
+    pub fn take_cancels(&mut self, worker: usize, out: &mut Vec<TaskId>) {
+        if self.workers[worker].cancels == 0 {
+            return;
+        }
+        let mut index = self.workers[worker].first;
+        while index != NIL {
+            let entry = &mut self.entries[index as usize];
+            if entry.flags & (CANCELLED | CANCEL_TOLD) == CANCELLED {
+                entry.flags |= CANCEL_TOLD;
+                out.push(entry.id);
+            }
+            index = entry.next;
+        }
+        self.workers[worker].cancels = 0;
+    }
+
+    /// Claims that are older than `before` and not written down yet, at most `limit`. They count as written from now on.
+    pub fn take_unwritten(&mut self, before: Micros, limit: usize, out: &mut Vec<(usize, Entry)>) {
+        for worker in 0..self.workers.len() {
+            if self.workers[worker].state == WorkerState::Free {
+                continue;
+            }
+            let mut index = self.workers[worker].first;
+            while index != NIL && out.len() < limit {
+                let entry = &mut self.entries[index as usize];
+                if entry.since > before {
+                    break;
+                }
+                if entry.flags & WRITTEN == 0 && entry.fence >= 0 {
+                    entry.flags |= WRITTEN;
+                    out.push((worker, *entry));
+                }
+                index = entry.next;
+            }
+        }
+    }
+
+    /// When the oldest claim that is not written down was made.
+    pub fn oldest_unwritten(&self) -> Option<Micros> {
+        let mut oldest = None;
+        for slot in self.workers.iter().filter(|slot| slot.state != WorkerState::Free) {
+            let mut index = slot.first;
+            while index != NIL {
+                let entry = &self.entries[index as usize];
+                if entry.flags & WRITTEN == 0 {
+                    oldest = Some(oldest.map_or(entry.since, |oldest: Micros| oldest.min(entry.since)));
+                    break;
+                }
+                index = entry.next;
+            }
+        }
+        oldest
+    }
+
+    /// Every claim, with its worker.
+    pub fn claims(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.state == EntryState::Claimed)
+            .map(|entry| (entry.owner as usize, entry))
+    }
+
+    /// The claims of a worker, oldest first.
+    pub fn claims_of(&self, worker: usize) -> impl Iterator<Item = &Entry> {
+        let mut index = self.workers[worker].first;
+        core::iter::from_fn(move || {
+            let entry = (index != NIL).then(|| &self.entries[index as usize])?;
+            index = entry.next;
+            Some(entry)
+        })
+    }
+
+    /// The token for a hand-out.
+    pub fn next_token(&mut self) -> i64 {
+        let token = self.head.next_token;
+        self.head.next_token += 1;
+        token
+    }
+
+    pub(super) fn unlink_claimed(&mut self, index: u32) {
+        self.unlink_from_worker(index);
+        self.head.claimed -= 1;
+        let worker = self.entries[index as usize].owner as usize;
+        self.workers[worker].claimed -= 1;
+    }
+
+    fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
+        self.find(id).filter(|&index| {
+            let entry = &self.entries[index as usize];
+            entry.state == EntryState::Claimed && entry.token == token
+        })
+    }
+
+    fn lane_key(&self, lane: usize) -> Option<(i16, Micros)> {
+        let lane = &self.lanes[lane];
+        (lane.len > 0).then(|| (lane.priority, self.entries[lane.first as usize].due))
+    }
+
+    fn claim_entry(&mut self, index: u32, worker: usize, now: Micros) -> Claim {
+        let token = self.next_token();
+        let entry = &mut self.entries[index as usize];
+        entry.state = EntryState::Claimed;
+        entry.owner = worker as u32;
+        entry.token = token;
+        entry.fence = -1;
+        entry.since = now;
+        entry.flags = 0;
+        entry.streak = 0;
+        let id = entry.id;
+        self.head.claimed += 1;
+        self.workers[worker].claimed += 1;
+        self.link_to_worker(index);
+        Claim { id, token }
+    }
+
+    fn link_to_worker(&mut self, index: u32) {
+        let worker = self.entries[index as usize].owner as usize;
+        let last = self.workers[worker].last;
+        let entry = &mut self.entries[index as usize];
+        entry.prev = last;
+        entry.next = NIL;
+        match last {
+            NIL => self.workers[worker].first = index,
+            last => self.entries[last as usize].next = index,
+        }
+        self.workers[worker].last = index;
+    }
+
+    fn unlink_from_worker(&mut self, index: u32) {
+        let Entry { prev, next, owner, .. } = self.entries[index as usize];
+        let worker = owner as usize;
+        match prev {
+            NIL => self.workers[worker].first = next,
+            prev => self.entries[prev as usize].next = next,
+        }
+        match next {
+            NIL => self.workers[worker].last = prev,
+            next => self.entries[next as usize].prev = prev,
+        }
+    }
+}
+
+/// What the row of a task says that a worker claims to hold.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AssertedRow {
+    /// Its fence.
+    pub fence: i64,
+    /// When it was due.
+    pub due: Micros,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its priority.
+    pub priority: i16,
+    /// Whether it is written down as locked.
+    pub written: bool,
+}

@@ -1,0 +1,311 @@
+//! How the board lies in memory. Every type is plain data without references or padding that matters.
+
+use super::QueueId;
+use crate::Micros;
+use crate::TaskId;
+use crate::WorkerId;
+use crate::names::Kind;
+use crate::names::Label;
+
+/// No entry.
+pub(super) const NIL: u32 = u32::MAX;
+
+/// Queues that a worker may name.
+pub const MAX_QUEUES_PER_WORKER: usize = 32;
+
+/// Steps that a worker may name.
+pub const MAX_KINDS: usize = 512;
+
+/// Steps that a worker which named none may turn out not to know.
+pub(super) const MAX_UNKNOWN: usize = 16;
+
+/// How many of everything a board has room for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sizes {
+    /// Tasks that are ready or claimed.
+    pub entries: usize,
+    /// Lists of ready tasks.
+    pub lanes: usize,
+    /// Workers.
+    pub workers: usize,
+    /// Names of queues.
+    pub queues: usize,
+}
+
+impl Sizes {
+    /// Sizes for so many tasks and workers.
+    pub fn new(entries: usize, workers: usize) -> Self {
+        Self { entries, lanes: 512, workers, queues: 1024 }
+    }
+
+    /// The length of the hash table: a power of two, so that a bucket holds one entry or two.
+    pub fn buckets(&self) -> usize {
+        self.entries.next_power_of_two()
+    }
+}
+
+/// Counters and list heads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Head {
+    /// The token of the next hand-out.
+    pub next_token: i64,
+    /// Tasks that are ready.
+    pub ready: u32,
+    /// Tasks that are claimed.
+    pub claimed: u32,
+    /// Workers whose place is in use.
+    pub workers: u32,
+    pub(super) free: u32,
+    pub(super) lanes: u16,
+    pub(super) queues: u16,
+    pub(super) next_to_wake: u32,
+}
+
+impl Head {
+    /// The head of an empty board, before [`super::Board::reset`] strings the free entries together.
+    pub const EMPTY: Self = Self {
+        next_token: 1,
+        ready: 0,
+        claimed: 0,
+        workers: 0,
+        free: NIL,
+        lanes: 0,
+        queues: 0,
+        next_to_wake: 0,
+    };
+}
+
+/// Where an entry is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum EntryState {
+    /// In the list of free places.
+    Free = 0,
+    /// In a lane.
+    Ready = 1,
+    /// In a worker's list.
+    Claimed = 2,
+}
+
+/// The claim's row was written down with `locked_by`.
+pub(super) const WRITTEN: u8 = 1;
+/// The attempt was counted in the row before the step was handed out.
+pub(super) const COUNTED: u8 = 2;
+/// The row was deleted by a user; the worker is to be told.
+pub(super) const CANCELLED: u8 = 4;
+/// The worker has been told.
+pub(super) const CANCEL_TOLD: u8 = 8;
+
+/// A task that is ready or claimed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Entry {
+    /// The task.
+    pub id: TaskId,
+    /// When it was due.
+    pub due: Micros,
+    /// The claim's token.
+    pub token: i64,
+    /// The row's fence when the claim read it.
+    pub fence: i64,
+    /// When it was claimed.
+    pub since: Micros,
+    pub(super) hash_next: u32,
+    pub(super) prev: u32,
+    pub(super) next: u32,
+    /// The lane or the worker that lists it.
+    pub(super) owner: u32,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its priority.
+    pub priority: i16,
+    pub(super) state: EntryState,
+    pub(super) flags: u8,
+    pub(super) streak: u16,
+}
+
+impl Entry {
+    pub(super) const EMPTY: Self = Self {
+        id: [0; 16],
+        due: 0,
+        token: 0,
+        fence: -1,
+        since: 0,
+        hash_next: NIL,
+        prev: NIL,
+        next: NIL,
+        owner: NIL,
+        queue: QueueId(0),
+        priority: 0,
+        state: EntryState::Free,
+        flags: 0,
+        streak: 0,
+    };
+
+    /// Whether the claim is written in the row.
+    pub fn is_written(&self) -> bool {
+        self.flags & WRITTEN != 0
+    }
+
+    /// Whether the row's `tried` counts this attempt already.
+    pub fn is_counted(&self) -> bool {
+        self.flags & COUNTED != 0
+    }
+}
+
+/// A list of ready tasks of one queue and priority.
+///
+/// With a kind other than [`Kind::ANY`] it holds tasks that some worker did not know, for those that do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Lane {
+    /// Whose step it needs.
+    pub kind: Kind,
+    pub(super) first: u32,
+    pub(super) last: u32,
+    /// Tasks in it; a lane with none is not in use.
+    pub len: u32,
+    /// The queue.
+    pub queue: QueueId,
+    /// The priority.
+    pub priority: i16,
+    /// The kind's name, for people.
+    pub label: Label,
+}
+
+impl Lane {
+    pub(super) const EMPTY: Self = Self {
+        kind: Kind::ANY,
+        first: NIL,
+        last: NIL,
+        len: 0,
+        queue: QueueId(0),
+        priority: 0,
+        label: Label::EMPTY,
+    };
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum WorkerState {
+    /// The place is free.
+    Free = 0,
+    /// It is there.
+    Live = 1,
+    /// The connection that registered it has ended; the grace runs.
+    Gone = 2,
+    /// It is given up; the scheduler writes down what it held.
+    Lost = 3,
+}
+
+/// A worker.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct WorkerSlot {
+    /// Its id.
+    pub id: WorkerId,
+    /// When it registered, first or again.
+    pub registered_at: Micros,
+    /// When it was last heard of.
+    pub heartbeat_at: Micros,
+    /// When its connection ended.
+    pub gone_at: Micros,
+    /// How long it may be silent, in microseconds.
+    pub lease: Micros,
+    /// Counts registrations: what was begun under an older one is void.
+    pub generation: u32,
+    /// The role that registered it (an oid).
+    pub role: u32,
+    /// The process that serves its registering connection; 0 when it is not bound to it.
+    pub pid: i32,
+    /// Tasks that it would take and has not got. Above 0 it is idle: it waits for a wake-up.
+    pub wanted: u32,
+    /// Tasks that it holds.
+    pub claimed: u32,
+    pub(super) first: u32,
+    pub(super) last: u32,
+    pub(super) cancels: u32,
+    pub(super) kinds_len: u16,
+    pub(super) unknown_len: u16,
+    pub(super) queues_len: u16,
+    /// Where it stands.
+    pub state: WorkerState,
+    /// It was asked to stop.
+    pub stop: bool,
+    pub(super) all_kinds: bool,
+    /// Its name.
+    pub name: Label,
+    pub(super) queues: [QueueId; MAX_QUEUES_PER_WORKER],
+    pub(super) unknown: [Kind; MAX_UNKNOWN],
+    pub(super) kinds: [Kind; MAX_KINDS],
+    pub(super) limits: [i32; MAX_KINDS],
+}
+
+impl WorkerSlot {
+    /// Frees the place. The generation lives on: it tells the next worker here from the last.
+    pub(super) fn clear(&mut self) {
+        *self = Self { generation: self.generation.wrapping_add(1), ..Self::EMPTY };
+    }
+
+    /// A free place.
+    pub const EMPTY: Self = Self {
+        id: [0; 16],
+        registered_at: 0,
+        heartbeat_at: 0,
+        gone_at: 0,
+        lease: 0,
+        generation: 0,
+        role: 0,
+        pid: 0,
+        wanted: 0,
+        claimed: 0,
+        first: NIL,
+        last: NIL,
+        cancels: 0,
+        kinds_len: 0,
+        unknown_len: 0,
+        queues_len: 0,
+        state: WorkerState::Free,
+        stop: false,
+        all_kinds: true,
+        name: Label::EMPTY,
+        queues: [QueueId(0); MAX_QUEUES_PER_WORKER],
+        unknown: [Kind::ANY; MAX_UNKNOWN],
+        kinds: [Kind::ANY; MAX_KINDS],
+        limits: [0; MAX_KINDS],
+    };
+
+    /// The queues it named; empty means all.
+    pub fn queues(&self) -> &[QueueId] {
+        &self.queues[..usize::from(self.queues_len)]
+    }
+
+    /// How many steps it named; none means all.
+    pub fn kinds_len(&self) -> Option<u16> {
+        (!self.all_kinds).then_some(self.kinds_len)
+    }
+
+    /// Whether it takes tasks from the queue.
+    pub fn takes(&self, queue: QueueId) -> bool {
+        self.queues_len == 0 || self.queues().contains(&queue)
+    }
+
+    /// Whether it knows the step.
+    pub fn knows(&self, kind: Kind) -> bool {
+        if self.unknown[..usize::from(self.unknown_len)].contains(&kind) {
+            return false;
+        }
+        self.all_kinds || self.kind_index(kind).is_some()
+    }
+
+    /// How often it would retry the step.
+    pub fn retry_limit(&self, kind: Kind) -> Option<i32> {
+        self.kind_index(kind).map(|index| self.limits[index])
+    }
+
+    fn kind_index(&self, kind: Kind) -> Option<usize> {
+        self.kinds[..usize::from(self.kinds_len)].binary_search(&kind).ok()
+    }
+}

@@ -1,0 +1,426 @@
+//! The board against a model: random operations, and what must hold after each.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+struct Memory {
+    head: Head,
+    entries: Vec<Entry>,
+    buckets: Vec<u32>,
+    lanes: Vec<Lane>,
+    workers: Vec<WorkerSlot>,
+    queues: Vec<QueueName>,
+}
+
+impl Memory {
+    fn new(sizes: &Sizes) -> Self {
+        let mut memory = Self {
+            head: Head::EMPTY,
+            entries: vec![Entry::EMPTY; sizes.entries],
+            buckets: vec![0; sizes.buckets()],
+            lanes: vec![Lane::EMPTY; sizes.lanes],
+            workers: vec![WorkerSlot::EMPTY; sizes.workers],
+            queues: vec![QueueName::EMPTY; sizes.queues],
+        };
+        memory.board().reset();
+        memory
+    }
+
+    fn board(&mut self) -> Board<'_> {
+        Board {
+            head: &mut self.head,
+            entries: &mut self.entries,
+            buckets: &mut self.buckets,
+            lanes: &mut self.lanes,
+            workers: &mut self.workers,
+            queues: &mut self.queues,
+        }
+    }
+}
+
+fn small() -> Memory {
+    Memory::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 3 })
+}
+
+fn id(n: u8) -> TaskId {
+    let mut id = [0; 16];
+    id[15] = n;
+    id
+}
+
+fn registration(n: u8) -> Registration<'static> {
+    Registration {
+        id: [n; 16],
+        name: Label::EMPTY,
+        queues: &[],
+        kinds: None,
+        lease: 60_000_000,
+        role: 10,
+        pid: i32::from(n),
+    }
+}
+
+fn claim_all(board: &mut Board<'_>, worker: usize, want: u32, now: Micros) -> Vec<Claim> {
+    let mut out = Vec::new();
+    board.claim(worker, want, now, &mut out);
+    out
+}
+
+const Q: QueueId = QueueId(0);
+
+#[test]
+fn lower_priority_numbers_run_first_then_earlier_due_times() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("a place is free");
+    for (n, due, priority) in [(1, 30, 0), (2, 10, 0), (3, 20, 0), (4, 99, -1), (5, 1, 7)] {
+        assert_eq!(board.push_ready(id(n), due, Q, priority), Pushed::Added);
+    }
+    let order: Vec<_> = claim_all(&mut board, worker, 10, 100).iter().map(|claim| claim.id[15]).collect();
+    assert_eq!(order, [4, 2, 3, 1, 5]);
+}
+
+#[test]
+fn two_queues_of_one_priority_are_merged_by_due_time() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("a place is free");
+    for (n, due, queue) in [(1, 10, 0), (2, 20, 1), (3, 30, 0), (4, 40, 1)] {
+        board.push_ready(id(n), due, QueueId(queue), 0);
+    }
+    let order: Vec<_> = claim_all(&mut board, worker, 3, 100).iter().map(|claim| claim.id[15]).collect();
+    assert_eq!(order, [1, 2, 3]);
+}
+
+#[test]
+fn a_worker_gets_tasks_of_its_queues_only() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let queues = [QueueId(1)];
+    let worker = board.register(&Registration { queues: &queues, ..registration(1) }, 0).expect("free");
+    board.push_ready(id(1), 1, QueueId(0), 0);
+    board.push_ready(id(2), 2, QueueId(1), 0);
+    let claims = claim_all(&mut board, worker, 5, 10);
+    assert_eq!(claims.iter().map(|claim| claim.id).collect::<Vec<_>>(), [id(2)]);
+    assert_eq!(board.workers[worker].wanted, 4);
+}
+
+#[test]
+fn a_full_board_says_so_and_has_room_again_after_a_claim_ends() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    for n in 0..8 {
+        assert_eq!(board.push_ready(id(n), 1, Q, 0), Pushed::Added);
+    }
+    assert_eq!(board.push_ready(id(9), 1, Q, 0), Pushed::Full);
+    let claim = claim_all(&mut board, worker, 1, 10)[0];
+    assert_eq!(board.push_ready(claim.id, 1, Q, 0), Pushed::Present);
+    assert_eq!(board.push_ready(id(9), 1, Q, 0), Pushed::Full);
+    assert!(board.end_claim(&claim.id, claim.token));
+    assert_eq!(board.push_ready(id(9), 1, Q, 0), Pushed::Added);
+}
+
+#[test]
+fn a_finish_with_an_older_token_does_nothing() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0);
+    let first = claim_all(&mut board, worker, 1, 10)[0];
+    assert!(board.give_back(&first.id, first.token));
+    let second = claim_all(&mut board, worker, 1, 10)[0];
+    assert!(second.token > first.token);
+    assert!(!board.end_claim(&first.id, first.token));
+    assert!(board.end_claim(&second.id, second.token));
+}
+
+#[test]
+fn a_step_that_a_worker_does_not_know_waits_for_one_that_does() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let new = Kind::new("Task", "New");
+    let old = board
+        .register(&Registration { kinds: Some(&[(Kind::new("Task", "Old"), 0)]), ..registration(1) }, 0)
+        .expect("free");
+    board.push_ready(id(1), 1, Q, 0);
+    let claim = claim_all(&mut board, old, 1, 10)[0];
+    assert!(!board.workers[old].knows(new));
+    assert!(board.misfit(&claim.id, claim.token, new, Label::new("Task/New")));
+    assert!(claim_all(&mut board, old, 1, 11).is_empty());
+    assert!(!board.has_work_for(old));
+
+    let both = [(Kind::new("Task", "Old"), 0), (new, 7)];
+    let newer = board.register(&Registration { kinds: Some(&both), ..registration(2) }, 0).expect("free");
+    assert_eq!(board.workers[newer].retry_limit(new), Some(7));
+    assert_eq!(claim_all(&mut board, newer, 1, 12).len(), 1);
+}
+
+#[test]
+fn a_worker_that_named_no_steps_can_still_learn_that_it_does_not_know_one() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    let kind = Kind::new("Task", "New");
+    board.push_ready(id(1), 1, Q, 0);
+    let claim = claim_all(&mut board, worker, 1, 10)[0];
+    board.note_unknown(worker, kind);
+    board.misfit(&claim.id, claim.token, kind, Label::new("Task/New"));
+    assert!(claim_all(&mut board, worker, 1, 10).is_empty());
+}
+
+#[test]
+fn only_as_many_idle_workers_are_woken_as_there_are_tasks_and_each_once() {
+    let mut memory = small();
+    let mut board = memory.board();
+    for n in 1..=3 {
+        let worker = board.register(&registration(n), 0).expect("free");
+        claim_all(&mut board, worker, 2, 0);
+    }
+    for n in 0..3 {
+        board.push_ready(id(n), 1, Q, 0);
+    }
+    let mut woken = Vec::new();
+    board.take_idle(&mut woken);
+    assert_eq!(woken, [[1; 16], [2; 16]]);
+    board.push_ready(id(4), 1, Q, 0);
+    woken.clear();
+    board.take_idle(&mut woken);
+    assert_eq!(woken, [[3; 16]]);
+    woken.clear();
+    board.take_idle(&mut woken);
+    assert!(woken.is_empty());
+}
+
+#[test]
+fn a_worker_is_lost_after_the_grace_or_the_lease_and_not_before() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    assert_eq!(board.next_loss(2_000_000), Some(60_000_000));
+    assert_eq!(board.take_lost(2_000_000, 59_999_999), None);
+    assert!(board.heard(worker, 30_000_000));
+    assert_eq!(board.next_loss(2_000_000), Some(90_000_000));
+    assert!(!board.gone(&[1; 16], 99, 31_000_000), "another process than the one it is bound to");
+    assert!(board.gone(&[1; 16], 1, 31_000_000));
+    assert_eq!(board.take_lost(2_000_000, 32_999_999), None);
+    assert_eq!(board.take_lost(2_000_000, 33_000_000), Some(worker));
+    assert!(!board.heard(worker, 33_000_001), "a lost worker has to register again");
+}
+
+#[test]
+fn a_worker_that_comes_back_within_the_grace_keeps_its_claims() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0);
+    let claim = claim_all(&mut board, worker, 1, 10)[0];
+    board.gone(&[1; 16], 1, 20);
+    assert_eq!(board.register(&registration(1), 30), Ok(worker));
+    assert_eq!(board.claim_of(&claim.id).map(|entry| entry.token), Some(claim.token));
+}
+
+#[test]
+fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let row = AssertedRow { fence: 3, due: 1, queue: Q, priority: 0, written: false };
+    let held = Claim { id: id(1), token: 77 };
+    let first = board.register(&registration(1), 0).expect("free");
+    assert!(board.assert_claim(first, &held, &row, 5));
+    assert!(board.assert_claim(first, &held, &row, 6), "saying it twice does no harm");
+    let second = board.register(&registration(2), 0).expect("free");
+    assert!(!board.assert_claim(second, &held, &row, 7));
+    assert_eq!(board.push_ready(id(1), 1, Q, 0), Pushed::Present);
+    assert!(board.end_claim(&held.id, 77));
+}
+
+#[test]
+fn a_chain_gives_way_to_better_priorities_and_after_a_hundred_steps_to_its_equals() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0);
+    let mut claim = claim_all(&mut board, worker, 1, 10)[0];
+    board.push_ready(id(2), 1, Q, 0);
+    for step in 0..100 {
+        assert!(board.may_continue(&claim.id, claim.token), "step {step}");
+        let next = board.next_token();
+        assert!(board.advance(&claim.id, claim.token, next, step, 10));
+        claim.token = next;
+    }
+    assert!(!board.may_continue(&claim.id, claim.token));
+    board.remove_ready(&id(2));
+    assert!(board.may_continue(&claim.id, claim.token));
+    board.push_ready(id(3), 1, Q, -1);
+    assert!(!board.may_continue(&claim.id, claim.token));
+}
+
+#[test]
+fn a_cancelled_task_is_told_once_to_its_worker() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(2), 2, Q, 0);
+    claim_all(&mut board, worker, 1, 10);
+    assert_eq!(board.cancel(&id(1)), Some(worker));
+    assert_eq!(board.cancel(&id(2)), None);
+    assert!(!board.is_ready(&id(2)));
+    assert!(board.must_hear(worker));
+    let mut told = Vec::new();
+    board.take_cancels(worker, &mut told);
+    board.take_cancels(worker, &mut told);
+    assert_eq!(told, [id(1)]);
+}
+
+#[test]
+fn claims_are_written_down_once_when_they_are_old_enough() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(2), 1, Q, 0);
+    let first = claim_all(&mut board, worker, 1, 10)[0];
+    let second = claim_all(&mut board, worker, 1, 20)[0];
+    board.note_row(&first, 4, false);
+    board.note_row(&second, 5, false);
+    assert_eq!(board.oldest_unwritten(), Some(10));
+    let mut out = Vec::new();
+    board.take_unwritten(15, 10, &mut out);
+    assert_eq!(out.iter().map(|(_, entry)| (entry.id, entry.fence)).collect::<Vec<_>>(), [(id(1), 4)]);
+    assert_eq!(board.oldest_unwritten(), Some(20));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Push(u8, i64, u16, i16),
+    Claim(usize, u32),
+    End(u8),
+    GiveBack(u8),
+    Misfit(u8),
+    Advance(u8),
+    Remove(u8),
+    Cancel(u8),
+    Leave(usize),
+    Lose(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0..12_u8, 0..50_i64, 0..2_u16, -1..2_i16).prop_map(|(n, due, queue, priority)| Op::Push(n, due, queue, priority)),
+        4 => (0..3_usize, 0..4_u32).prop_map(|(worker, want)| Op::Claim(worker, want)),
+        2 => (0..12_u8).prop_map(Op::End),
+        2 => (0..12_u8).prop_map(Op::GiveBack),
+        1 => (0..12_u8).prop_map(Op::Misfit),
+        1 => (0..12_u8).prop_map(Op::Advance),
+        1 => (0..12_u8).prop_map(Op::Remove),
+        1 => (0..12_u8).prop_map(Op::Cancel),
+        1 => (0..3_usize).prop_map(Op::Leave),
+        1 => (0..3_usize).prop_map(Op::Lose),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: a task is on the board at most once, a claim has one holder, tokens only grow, every
+    /// list agrees with the counters, and no place is lost.
+    #[test]
+    fn exclusion_and_bookkeeping_hold_under_any_order_of_operations(ops in prop::collection::vec(op(), 1..300)) {
+        let mut memory = small();
+        let mut ready = BTreeSet::new();
+        let mut claimed: BTreeMap<u8, (usize, i64)> = BTreeMap::new();
+        let mut last_token = 0;
+        for n in 1..=3 {
+            memory.board().register(&registration(n), 0).expect("free");
+        }
+        for op in ops {
+            let mut board = memory.board();
+            match op {
+                Op::Push(n, due, queue, priority) => match board.push_ready(id(n), due, QueueId(queue), priority) {
+                    Pushed::Added => {
+                        prop_assert!(!claimed.contains_key(&n));
+                        prop_assert!(ready.insert(n));
+                    }
+                    Pushed::Present => prop_assert!(ready.contains(&n) || claimed.contains_key(&n)),
+                    Pushed::Full => prop_assert!(ready.len() + claimed.len() == 8 || board.lanes_in_use().count() == 4),
+                },
+                Op::Claim(worker, want) => {
+                    for claim in claim_all(&mut board, worker, want, 100) {
+                        let n = claim.id[15];
+                        prop_assert!(ready.remove(&n));
+                        prop_assert!(claim.token > last_token);
+                        last_token = claim.token;
+                        prop_assert!(claimed.insert(n, (worker, claim.token)).is_none());
+                    }
+                }
+                Op::End(n) => {
+                    let token = claimed.get(&n).map_or(-1, |claim| claim.1);
+                    prop_assert!(!board.end_claim(&id(n), token.wrapping_add(1)));
+                    prop_assert_eq!(board.end_claim(&id(n), token), claimed.remove(&n).is_some());
+                }
+                Op::GiveBack(n) | Op::Misfit(n) => {
+                    if let Some((_, token)) = claimed.remove(&n) {
+                        let back = match op {
+                            Op::Misfit(_) => board.misfit(&id(n), token, Kind::new("a", "b"), Label::EMPTY),
+                            _ => board.give_back(&id(n), token),
+                        };
+                        if back {
+                            ready.insert(n);
+                        }
+                    }
+                }
+                Op::Advance(n) => {
+                    if let Some((_, token)) = claimed.get_mut(&n) {
+                        let next = board.next_token();
+                        prop_assert!(board.advance(&id(n), *token, next, 1, 200));
+                        *token = next;
+                        last_token = next;
+                    }
+                }
+                Op::Remove(n) => prop_assert_eq!(board.remove_ready(&id(n)), ready.remove(&n)),
+                Op::Cancel(n) => {
+                    prop_assert_eq!(board.cancel(&id(n)), claimed.get(&n).map(|claim| claim.0));
+                    ready.remove(&n);
+                }
+                Op::Leave(worker) | Op::Lose(worker) => {
+                    if matches!(op, Op::Lose(_)) {
+                        board.workers[worker].heartbeat_at = Micros::MIN / 2;
+                        prop_assert_eq!(board.take_lost(0, 0), Some(worker));
+                        prop_assert!(claim_all(&mut board, worker, 5, 1).is_empty());
+                    }
+                    board.leave(worker);
+                    let back: Vec<u8> = claimed.iter().filter(|(_, claim)| claim.0 == worker).map(|(n, _)| *n).collect();
+                    for n in back {
+                        claimed.remove(&n);
+                        if board.is_ready(&id(n)) {
+                            ready.insert(n);
+                        }
+                    }
+                    prop_assert_eq!(board.register(&registration(worker as u8 + 1), 1), Ok(worker));
+                }
+            }
+            let board = memory.board();
+            prop_assert_eq!(board.head.ready as usize, ready.len());
+            prop_assert_eq!(board.head.claimed as usize, claimed.len());
+            prop_assert_eq!(board.lanes_in_use().map(|lane| lane.len as usize).sum::<usize>(), ready.len());
+            for worker in 0..3 {
+                let held: BTreeSet<u8> = board.claims_of(worker).map(|entry| entry.id[15]).collect();
+                let expected: BTreeSet<u8> =
+                    claimed.iter().filter(|(_, claim)| claim.0 == worker).map(|(n, _)| *n).collect();
+                prop_assert_eq!(held.len() as u32, board.workers[worker].claimed);
+                prop_assert_eq!(held, expected);
+            }
+            let mut free = 0;
+            let mut index = board.head.free;
+            while index != NIL {
+                free += 1;
+                index = board.entries[index as usize].next;
+            }
+            prop_assert_eq!(free, board.room());
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Whom to wake: idle workers, as many as the ready tasks need.
+
+use super::Board;
+use super::layout::WorkerState;
+use crate::WorkerId;
+use crate::names::Kind;
+
+impl Board<'_> {
+    /// Chooses idle workers for the ready tasks and counts them as woken: each is named once until it asks for tasks again.
+    ///
+    /// Workers take turns, so that a slow machine is not always the first to be asked.
+    pub fn take_idle(&mut self, out: &mut Vec<WorkerId>) {
+        let places = self.workers.len();
+        if places == 0 || self.head.ready == 0 {
+            return;
+        }
+        for lane in 0..usize::from(self.head.lanes) {
+            let mut need = self.lanes[lane].len;
+            let start = self.head.next_to_wake as usize;
+            for offset in 0..places {
+                if need == 0 {
+                    break;
+                }
+                let worker = (start + offset) % places;
+                if self.is_idle_for(worker, lane) {
+                    let slot = &mut self.workers[worker];
+                    need = need.saturating_sub(slot.wanted);
+                    slot.wanted = 0;
+                    out.push(slot.id);
+                    self.head.next_to_wake = (worker as u32 + 1) % places as u32;
+                }
+            }
+        }
+    }
+
+    /// Workers that were asked to stop or whose tasks were cancelled are woken as well, idle or not.
+    pub fn must_hear(&self, worker: usize) -> bool {
+        let slot = &self.workers[worker];
+        slot.state == WorkerState::Live && (slot.stop || slot.cancels > 0)
+    }
+
+    /// Whether a ready task fits the worker: what a wake-up that was lost on its way looks like.
+    pub fn has_work_for(&self, worker: usize) -> bool {
+        let slot = &self.workers[worker];
+        !slot.stop
+            && self
+                .lanes_in_use()
+                .any(|lane| slot.takes(lane.queue) && (lane.kind == Kind::ANY || slot.knows(lane.kind)))
+    }
+
+    fn is_idle_for(&self, worker: usize, lane: usize) -> bool {
+        let (slot, lane) = (&self.workers[worker], &self.lanes[lane]);
+        slot.state == WorkerState::Live
+            && slot.wanted > 0
+            && slot.takes(lane.queue)
+            && (lane.kind == Kind::ANY || slot.knows(lane.kind))
+    }
+}
