@@ -25,7 +25,7 @@ COMMENT ON FUNCTION pg_task.claims() IS 'Every task that a worker holds at this 
 
 CREATE FUNCTION pg_task.worker_states()
     RETURNS TABLE (
-        id uuid, name text, role oid, pid integer, state text, queues text[], steps text[], claimed integer,
+        id uuid, name text, role oid, pid integer, state text, queues text[], steps integer, claimed integer,
         registered_at timestamptz, heartbeat_at timestamptz, lease interval
     )
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'worker_states_wrapper';

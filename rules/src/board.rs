@@ -13,6 +13,7 @@ mod workers;
 
 pub use claim::AssertedRow;
 pub use claim::Claim;
+pub use claim::ClaimedRow;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use workers::{Registration, WorkersFull};
 

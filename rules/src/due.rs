@@ -180,6 +180,14 @@ impl DueBook {
             .min()
     }
 
+    /// Whether something is due that the board had no room for, or that is still to be read.
+    pub fn has_due(&self, now: Micros) -> bool {
+        self.lanes.values().any(|book| {
+            book.upcoming.first().is_some_and(|first| first.due <= now)
+                || (book.mark != RowKey::END && book.unread_due <= now)
+        })
+    }
+
     /// Rows in memory.
     pub fn held(&self) -> usize {
         self.held

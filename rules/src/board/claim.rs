@@ -73,12 +73,14 @@ impl Board<'_> {
         }
     }
 
-    /// The fence that the claim's row had when it was read, and whether its attempt was counted in writing.
-    pub fn note_row(&mut self, claim: &Claim, fence: i64, counted: bool) {
+    /// What the claim's row said when it was read.
+    pub fn note_row(&mut self, claim: &Claim, row: &ClaimedRow) {
         if let Some(index) = self.find_claim(&claim.id, claim.token) {
             let entry = &mut self.entries[index as usize];
-            entry.fence = fence;
-            if counted {
+            entry.fence = row.fence;
+            entry.kind = row.kind;
+            entry.retry_limit = self.workers[entry.owner as usize].retry_limit(row.kind).unwrap_or(0);
+            if row.counted {
                 entry.flags |= COUNTED | WRITTEN;
             }
         }
@@ -173,6 +175,8 @@ impl Board<'_> {
         let entry = &mut self.entries[index as usize];
         entry.token = claim.token;
         entry.fence = row.fence;
+        entry.kind = row.kind;
+        entry.retry_limit = self.workers[worker].retry_limit(row.kind).unwrap_or(0);
         if row.written {
             entry.flags |= WRITTEN;
         }
@@ -337,6 +341,17 @@ impl Board<'_> {
     }
 }
 
+/// What the row of a task says that was handed out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ClaimedRow {
+    /// Its fence.
+    pub fence: i64,
+    /// Its step.
+    pub kind: Kind,
+    /// Whether the claim was made in writing: the row counts the attempt and names the worker.
+    pub counted: bool,
+}
+
 /// What the row of a task says that a worker claims to hold.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct AssertedRow {
@@ -348,6 +363,8 @@ pub struct AssertedRow {
     pub queue: QueueId,
     /// Its priority.
     pub priority: i16,
+    /// Its step.
+    pub kind: Kind,
     /// Whether it is written down as locked.
     pub written: bool,
 }

@@ -111,6 +111,10 @@ pub struct Entry {
     pub fence: i64,
     /// When it was claimed.
     pub since: Micros,
+    /// Which step it is, once the row was read.
+    pub kind: Kind,
+    /// How often its worker would retry the step.
+    pub retry_limit: i32,
     pub(super) hash_next: u32,
     pub(super) prev: u32,
     pub(super) next: u32,
@@ -126,12 +130,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub(super) const EMPTY: Self = Self {
+    /// A place that is not in use.
+    pub const EMPTY: Self = Self {
         id: [0; 16],
         due: 0,
         token: 0,
         fence: -1,
         since: 0,
+        kind: Kind::ANY,
+        retry_limit: 0,
         hash_next: NIL,
         prev: NIL,
         next: NIL,
@@ -175,7 +182,8 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub(super) const EMPTY: Self = Self {
+    /// A lane that is not in use.
+    pub const EMPTY: Self = Self {
         kind: Kind::ANY,
         first: NIL,
         last: NIL,
@@ -234,6 +242,8 @@ pub struct WorkerSlot {
     pub state: WorkerState,
     /// It was asked to stop.
     pub stop: bool,
+    /// A notification about a stop or a cancelled task is on its way.
+    pub(super) nudged: bool,
     pub(super) all_kinds: bool,
     /// Its name.
     pub name: Label,
@@ -269,6 +279,7 @@ impl WorkerSlot {
         queues_len: 0,
         state: WorkerState::Free,
         stop: false,
+        nudged: false,
         all_kinds: true,
         name: Label::EMPTY,
         queues: [QueueId(0); MAX_QUEUES_PER_WORKER],

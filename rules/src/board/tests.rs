@@ -228,7 +228,7 @@ fn a_worker_that_comes_back_within_the_grace_keeps_its_claims() {
 fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
     let mut memory = small();
     let mut board = memory.board();
-    let row = AssertedRow { fence: 3, due: 1, queue: Q, priority: 0, written: false };
+    let row = AssertedRow { fence: 3, due: 1, queue: Q, priority: 0, kind: Kind::new("a", "b"), written: false };
     let held = Claim { id: id(1), token: 77 };
     let first = board.register(&registration(1), 0).expect("free");
     assert!(board.assert_claim(first, &held, &row, 5));
@@ -271,7 +271,10 @@ fn a_cancelled_task_is_told_once_to_its_worker() {
     assert_eq!(board.cancel(&id(1)), Some(worker));
     assert_eq!(board.cancel(&id(2)), None);
     assert!(!board.is_ready(&id(2)));
-    assert!(board.must_hear(worker));
+    let mut woken = Vec::new();
+    board.take_told(&mut woken);
+    board.take_told(&mut woken);
+    assert_eq!(woken, [[1; 16]]);
     let mut told = Vec::new();
     board.take_cancels(worker, &mut told);
     board.take_cancels(worker, &mut told);
@@ -287,8 +290,9 @@ fn claims_are_written_down_once_when_they_are_old_enough() {
     board.push_ready(id(2), 1, Q, 0);
     let first = claim_all(&mut board, worker, 1, 10)[0];
     let second = claim_all(&mut board, worker, 1, 20)[0];
-    board.note_row(&first, 4, false);
-    board.note_row(&second, 5, false);
+    let row = ClaimedRow { fence: 4, kind: Kind::new("a", "b"), counted: false };
+    board.note_row(&first, &row);
+    board.note_row(&second, &ClaimedRow { fence: 5, ..row });
     assert_eq!(board.oldest_unwritten(), Some(10));
     let mut out = Vec::new();
     board.take_unwritten(15, 10, &mut out);

@@ -33,10 +33,28 @@ impl Board<'_> {
         }
     }
 
-    /// Workers that were asked to stop or whose tasks were cancelled are woken as well, idle or not.
-    pub fn must_hear(&self, worker: usize) -> bool {
-        let slot = &self.workers[worker];
-        slot.state == WorkerState::Live && (slot.stop || slot.cancels > 0)
+    /// Workers that have to be told of a stop or of a cancelled task, idle or not: each once until it is heard of.
+    pub fn take_told(&mut self, out: &mut Vec<WorkerId>) {
+        if self.head.workers == 0 {
+            return;
+        }
+        for slot in self.workers.iter_mut() {
+            if slot.state == WorkerState::Live && (slot.stop || slot.cancels > 0) && !slot.nudged {
+                slot.nudged = true;
+                if !out.contains(&slot.id) {
+                    out.push(slot.id);
+                }
+            }
+        }
+    }
+
+    /// The notification to a worker was not sent.
+    pub fn not_woken(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.find_worker(id) {
+            let slot = &mut self.workers[worker];
+            slot.nudged = false;
+            slot.wanted = slot.wanted.max(1);
+        }
     }
 
     /// Whether a ready task fits the worker: what a wake-up that was lost on its way looks like.

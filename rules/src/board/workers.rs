@@ -58,6 +58,7 @@ impl Board<'_> {
         slot.registered_at = now;
         slot.heartbeat_at = now;
         slot.wanted = 0;
+        slot.nudged = false;
         slot.unknown_len = 0;
         let queues = registration.queues.len().min(MAX_QUEUES_PER_WORKER);
         slot.queues[..queues].copy_from_slice(&registration.queues[..queues]);
@@ -74,6 +75,11 @@ impl Board<'_> {
         Ok(place)
     }
 
+    /// Whether the place holds a worker that is there.
+    pub fn is_live(&self, worker: usize) -> bool {
+        self.workers[worker].state == WorkerState::Live
+    }
+
     /// The place of a worker.
     pub fn find_worker(&self, id: &WorkerId) -> Option<usize> {
         self.workers.iter().position(|slot| slot.state != WorkerState::Free && slot.id == *id)
@@ -86,6 +92,7 @@ impl Board<'_> {
             return false;
         }
         slot.heartbeat_at = slot.heartbeat_at.max(now);
+        slot.nudged = false;
         true
     }
 

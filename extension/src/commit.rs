@@ -1,0 +1,166 @@
+//! What a transaction remembers until it ends: rows to tell the scheduler about, claims to settle.
+//!
+//! **Architecture invariant.** Nothing in the COMMIT event may fail: an error there, after the commit record, takes the whole
+//! server down. So it allocates nothing, logs nothing, and takes only this extension's own locks.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::sync::atomic::Ordering::SeqCst;
+
+use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
+use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::QueueName;
+use pgrx::pg_sys;
+
+use crate::handout;
+use crate::shmem;
+
+/// Rows of one transaction that are told one by one; a larger transaction tells the scheduler to read the table from its earliest due time.
+const MAX_HINTS: usize = 256;
+
+thread_local! {
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+    static PENDING: RefCell<Pending> = const { RefCell::new(Pending::NOTHING) };
+}
+
+struct Pending {
+    any: bool,
+    hints: Vec<Hint>,
+    cancelled: Vec<TaskId>,
+    rescan_from: Micros,
+    recheck: bool,
+    start: bool,
+}
+
+impl Pending {
+    const NOTHING: Self = Self {
+        any: false,
+        hints: Vec::new(),
+        cancelled: Vec::new(),
+        rescan_from: Micros::MAX,
+        recheck: false,
+        start: false,
+    };
+
+    /// Forgets everything but keeps the memory.
+    fn clear(&mut self) {
+        self.any = false;
+        self.hints.clear();
+        self.cancelled.clear();
+        self.rescan_from = Micros::MAX;
+        self.recheck = false;
+        self.start = false;
+    }
+}
+
+/// A row is due at `due`, if this transaction commits.
+pub fn note_due(queue: &QueueName, priority: i16, due: Micros, id: TaskId) {
+    note(|pending| {
+        if pending.hints.len() < MAX_HINTS {
+            pending.hints.push(Hint { due, id, priority, queue: *queue });
+        } else {
+            pending.rescan_from = pending.rescan_from.min(due);
+        }
+    });
+}
+
+/// A task was deleted by a user, if this transaction commits.
+pub fn note_cancelled(id: TaskId) {
+    note(|pending| pending.cancelled.push(id));
+}
+
+/// Rows may have become visible of which nothing is known: read the table again.
+pub fn note_rescan() {
+    note(|pending| pending.rescan_from = Micros::MIN);
+}
+
+/// The extension may be another one after this transaction.
+pub fn note_recheck() {
+    note(|pending| pending.recheck = true);
+}
+
+/// This database wants a scheduler.
+pub fn note_start() {
+    note(|pending| pending.start = true);
+}
+
+/// Makes sure that [`handout::at_end`] is called when the transaction ends.
+pub fn note_handout() {
+    note(|_| {});
+}
+
+fn note(f: impl FnOnce(&mut Pending)) {
+    if !REGISTERED.replace(true) {
+        // SAFETY: the callback lives as long as the process and takes no argument.
+        unsafe { pg_sys::RegisterXactCallback(Some(at_xact_event), std::ptr::null_mut()) };
+    }
+    PENDING.with_borrow_mut(|pending| {
+        pending.any = true;
+        f(pending);
+    });
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn at_xact_event(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::*;
+    if !PENDING.with_borrow(|pending| pending.any) {
+        return;
+    }
+    match event {
+        XACT_EVENT_COMMIT => {
+            handout::at_end(true);
+            PENDING.with_borrow_mut(|pending| {
+                tell(pending);
+                pending.clear();
+            });
+        }
+        XACT_EVENT_ABORT => {
+            handout::at_end(false);
+            PENDING.with_borrow_mut(Pending::clear);
+        }
+        // Whoever commits it later has no hints: the utility hook asks for a read of the table then.
+        XACT_EVENT_PREPARE => PENDING.with_borrow_mut(Pending::clear),
+        XACT_EVENT_PRE_PREPARE => handout::before_prepare(),
+        _ => {}
+    }
+}
+
+fn tell(pending: &Pending) {
+    let Some(slot) = shmem::my_slot() else {
+        if pending.start || !pending.hints.is_empty() || pending.rescan_from != Micros::MAX {
+            // SAFETY: a plain read of this process' own variable.
+            shmem::take_slot(unsafe { pg_sys::MyDatabaseId });
+            shmem::wake_launcher();
+        }
+        return;
+    };
+    let mut wake = pending.recheck;
+    if pending.recheck {
+        slot.control().recheck.store(true, SeqCst);
+    }
+    if !slot.is_served() {
+        shmem::wake_launcher();
+    }
+    if !pending.cancelled.is_empty() {
+        slot.with_board(|board| {
+            for id in &pending.cancelled {
+                wake |= board.cancel(id).is_some();
+            }
+        });
+    }
+    if !pending.hints.is_empty() || pending.rescan_from != Micros::MAX {
+        slot.with_inbox(|inbox| {
+            for hint in &pending.hints {
+                wake |= inbox.push(hint);
+            }
+            if pending.rescan_from != Micros::MAX {
+                wake |= inbox.ask_rescan(pending.rescan_from);
+            }
+        });
+    }
+    // SAFETY: a plain read of this process' own variable.
+    if wake && slot.control().pid.load(SeqCst) != unsafe { pg_sys::MyProcPid } {
+        slot.wake_scheduler();
+    }
+}

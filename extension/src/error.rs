@@ -1,0 +1,225 @@
+//! What can go wrong in a call: a value until the boundary, with its SQLSTATE, its detail and what to do about it.
+
+use pgrx::PgLogLevel;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::panic::ErrorReport;
+
+/// An error of a function that SQL calls.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `enqueue_row` was given the wrong arguments.
+    #[error("pg_task.enqueue_row needs the names of a task and a step")]
+    EnqueueRowArguments,
+    /// `enqueue_row` is not the function of a row trigger.
+    #[error("pg_task.enqueue_row must be the function of a row trigger")]
+    EnqueueRowUse,
+    /// An id may not change.
+    #[error("the id of a task cannot be changed")]
+    IdChanged,
+    /// Arrays that describe the same things differ in length.
+    #[error("\"{name}\" has {got} elements, \"{other}\" has {want}")]
+    LengthMismatch {
+        /// The array.
+        name: &'static str,
+        /// Its length.
+        got: usize,
+        /// The array that it should be as long as.
+        other: &'static str,
+        /// That one's length.
+        want: usize,
+    },
+    /// A delay below zero.
+    #[error("a delay must not be negative")]
+    NegativeDelay,
+    /// The extension's library is not preloaded.
+    #[error("pg_task is not in shared_preload_libraries")]
+    NotPreloaded,
+    /// No scheduler has taken this database yet.
+    #[error("the scheduler of this database is not running")]
+    NoScheduler,
+    /// A time that is infinite.
+    #[error("\"{name}\" must be a finite time")]
+    NotFinite {
+        /// The argument.
+        name: &'static str,
+    },
+    /// A NULL where a value is needed.
+    #[error("\"{name}\" must not be NULL")]
+    NullArgument {
+        /// The argument.
+        name: &'static str,
+    },
+    /// A NULL within an array.
+    #[error("\"{name}\" has a NULL at position {position}")]
+    NullElement {
+        /// The argument.
+        name: &'static str,
+        /// Counted from 1.
+        position: usize,
+    },
+    /// A number out of its range.
+    #[error("\"{name}\" must be between {low} and {high}, not {got}")]
+    OutOfRange {
+        /// The argument.
+        name: &'static str,
+        /// The least value.
+        low: i64,
+        /// The largest value.
+        high: i64,
+        /// The value.
+        got: i64,
+    },
+    /// A transaction that was given tasks cannot be prepared.
+    #[error("cannot PREPARE a transaction that called pg_task.exchange")]
+    Prepare,
+    /// A protocol version that this server does not speak.
+    #[error("worker protocol {got} is not supported")]
+    Protocol {
+        /// What the worker asked for.
+        got: i32,
+    },
+    /// Not a queue's name.
+    #[error("a queue's name must have 1 to 63 bytes, not {got}")]
+    QueueName {
+        /// Its length in bytes.
+        got: usize,
+    },
+    /// The server is a standby.
+    #[error("pg_task is read-only while the server is a standby")]
+    Standby,
+    /// Not a step's name.
+    #[error("\"{got}\" is not the name of a step")]
+    StepName {
+        /// The text.
+        got: String,
+    },
+    /// Not a step.
+    #[error("a step must be an object with one key, the task's name, that holds an object with one key, the step's name")]
+    StepShape {
+        /// The start of what was given.
+        got: String,
+    },
+    /// A step that is too large.
+    #[error("the step has {size} bytes, more than the limit of {limit}")]
+    StepTooLarge {
+        /// Its stored size.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Too many of something that a worker may name.
+    #[error("a worker can name at most {limit} {name}, not {got}")]
+    TooMany {
+        /// What.
+        name: &'static str,
+        /// The limit.
+        limit: usize,
+        /// The number.
+        got: usize,
+    },
+    /// `exchange` in a transaction that it cannot run in.
+    #[error("pg_task.exchange cannot run {0}")]
+    Transaction(&'static str),
+    /// A trigger function was called in another way.
+    #[error("the function can only be called as a trigger of pg_task.task")]
+    TriggerOnly,
+    /// No place for another worker.
+    #[error("all {limit} places for workers are taken")]
+    WorkersFull {
+        /// The setting.
+        limit: i32,
+    },
+    /// The worker belongs to another role.
+    #[error("the worker was registered by another role")]
+    WorkerRole,
+}
+
+impl Error {
+    /// Raises the error in PostgreSQL.
+    pub fn raise(self) -> ! {
+        ErrorReport::from(self).report(PgLogLevel::ERROR);
+        unreachable!("reporting at level ERROR does not return")
+    }
+
+    fn code(&self) -> PgSqlErrorCode {
+        use PgSqlErrorCode::*;
+        match self {
+            Self::EnqueueRowArguments
+            | Self::LengthMismatch { .. }
+            | Self::NegativeDelay
+            | Self::OutOfRange { .. }
+            | Self::QueueName { .. }
+            | Self::StepName { .. }
+            | Self::StepShape { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::EnqueueRowUse | Self::TriggerOnly => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::IdChanged => ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
+            Self::NotPreloaded | Self::NoScheduler => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::NotFinite { .. } => ERRCODE_DATETIME_FIELD_OVERFLOW,
+            Self::NullArgument { .. } | Self::NullElement { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Self::Prepare | Self::Protocol { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::Standby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            Self::StepTooLarge { .. } | Self::TooMany { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::Transaction(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
+            Self::WorkersFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::WorkerRole => ERRCODE_INSUFFICIENT_PRIVILEGE,
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(match self {
+            Self::NotPreloaded => {
+                "The scheduler lives in background workers and shared memory, which exist only from the server's start.".into()
+            }
+            Self::NoScheduler => "It starts within a second after CREATE EXTENSION, a restart or a promotion.".into(),
+            Self::StepShape { got } => format!("The value is {got}"),
+            Self::StepTooLarge { .. } => "The size is that of the stored jsonb.".into(),
+            _ => return None,
+        })
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::EnqueueRowArguments => {
+                "Write EXECUTE FUNCTION pg_task.enqueue_row('Task', 'Step'), optionally with a queue and a priority.".into()
+            }
+            Self::EnqueueRowUse => "Create the trigger with FOR EACH ROW, AFTER the event.".into(),
+            Self::IdChanged => "Enqueue a new task and cancel this one.".into(),
+            Self::LengthMismatch { .. } => "Pass arrays of equal lengths, or NULL for one that is not needed.".into(),
+            Self::NegativeDelay => "Pass zero for a task that is due now.".into(),
+            Self::NotPreloaded => {
+                "Add the line shared_preload_libraries = 'pg_task' to postgresql.conf (with a comma after other libraries) and restart the server."
+                    .into()
+            }
+            Self::NoScheduler => "Try again; if it lasts, look at the server's log and at pg_task.scheduler.".into(),
+            Self::NotFinite { .. } => "Pass a moment; to keep a task from running, do not enqueue it.".into(),
+            Self::NullArgument { .. } => "Leave the argument out for its default, or pass a value.".into(),
+            Self::NullElement { .. } => "Remove the NULL; nothing was enqueued.".into(),
+            Self::Prepare => "Call exchange outside a transaction block.".into(),
+            Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
+            Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
+            Self::Standby => "Connect to the primary.".into(),
+            Self::StepName { .. } => "Write it as Task/Step.".into(),
+            Self::StepShape { .. } => r#"Write {"Task": {"Step": payload}}, for example {"Greeter": {"SayHello": {"name": "you"}}}."#.into(),
+            Self::StepTooLarge { .. } => {
+                "Keep large data in a table of your own and its key in the step, or raise pg_task.max_step_size.".into()
+            }
+            Self::Transaction(_) => "Call it by itself, in a READ COMMITTED transaction and outside savepoints.".into(),
+            Self::WorkersFull { .. } => "Raise pg_task.max_workers and restart the server.".into(),
+            Self::WorkerRole => "Register with a UUID of your own.".into(),
+            _ => return None,
+        })
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        let mut report = Self::new(error.code(), error.to_string(), "pg_task");
+        if let Some(detail) = error.detail() {
+            report = report.set_detail(detail);
+        }
+        match error.hint() {
+            Some(hint) => report.set_hint(hint),
+            None => report,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What an operator does: resume, cancel, stop workers, ask for the scheduler.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+
+use crate::call::Call;
+use crate::call::sql_function;
+use crate::commit;
+use crate::error::Error;
+use crate::handout;
+use crate::produce;
+use crate::shmem;
+use crate::spi;
+use crate::spi::Statement;
+
+thread_local! {
+    static RESUME: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET error = NULL WHERE t.id OPERATOR(pg_catalog.=) $1 AND t.error IS NOT NULL",
+        &[pg_sys::UUIDOID],
+    ) };
+    // Locked in the order of the ids, so that two calls cannot wait for each other.
+    static RESUME_ALL: Statement = const { Statement::new(
+        c"WITH chosen AS ( \
+            SELECT t.id FROM pg_task.task AS t WHERE t.error IS NOT NULL \
+              AND ($1 IS NULL OR t.queue OPERATOR(pg_catalog.=) $1) \
+              AND ($2 IS NULL OR t.step OPERATOR(pg_catalog.?) $2) \
+              AND ($3 IS NULL OR t.error OPERATOR(pg_catalog.~~) $3) \
+            ORDER BY t.id FOR UPDATE) \
+          UPDATE pg_task.task AS t SET error = NULL FROM chosen WHERE t.id OPERATOR(pg_catalog.=) chosen.id",
+        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID],
+    ) };
+    static CANCEL: Statement = const { Statement::new(
+        c"DELETE FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::UUIDOID],
+    ) };
+}
+
+fn resume(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let id = call.uuid(0, "id")?;
+    let count =
+        spi::connected(|spi| RESUME.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len());
+    Ok(Some(Datum::from(count > 0)))
+}
+sql_function!("resume_wrapper", "pg_finfo_resume_wrapper", resume);
+
+fn resume_all(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let arguments = [call.datum(0), call.datum(1), call.datum(2)];
+    let count = spi::connected(|spi| RESUME_ALL.with(|statement| statement.run(spi, &arguments, false)).len());
+    Ok(spi::int(count as i64))
+}
+sql_function!("resume_all_wrapper", "pg_finfo_resume_all_wrapper", resume_all);
+
+fn cancel(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let id = call.uuid(0, "id")?;
+    let count =
+        spi::connected(|spi| CANCEL.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len());
+    if count > 0 {
+        commit::note_cancelled(id);
+    }
+    Ok(Some(Datum::from(count > 0)))
+}
+sql_function!("cancel_wrapper", "pg_finfo_cancel_wrapper", cancel);
+
+fn stop_workers(call: &mut Call) -> Result<Option<Datum>, Error> {
+    let slot = handout::serving_slot()?;
+    // SAFETY: declared as uuid.
+    let only = call.datum(0).map(|id| unsafe { spi::uuid_from(id) });
+    let count = slot.with_board(|board| {
+        let chosen: Vec<usize> = (0..board.workers.len())
+            .filter(|&worker| board.is_live(worker) && only.is_none_or(|id| board.workers[worker].id == id))
+            .collect();
+        chosen.iter().for_each(|&worker| board.ask_stop(worker));
+        chosen.len()
+    });
+    slot.wake_scheduler();
+    Ok(spi::int(count as i64))
+}
+sql_function!("stop_workers_wrapper", "pg_finfo_stop_workers_wrapper", stop_workers);
+
+fn start_scheduler(_call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    commit::note_start();
+    Ok(Some(Datum::null()))
+}
+sql_function!("start_scheduler_wrapper", "pg_finfo_start_scheduler_wrapper", start_scheduler);
+
+fn require_preload(_call: &mut Call) -> Result<Option<Datum>, Error> {
+    if shmem::ready() { Ok(Some(Datum::null())) } else { Err(Error::NotPreloaded) }
+}
+sql_function!("require_preload_wrapper", "pg_finfo_require_preload_wrapper", require_preload);

@@ -1,0 +1,214 @@
+//! Enqueueing: one INSERT through a kept plan, with the checks that make its errors clear.
+
+use std::ffi::CStr;
+
+use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
+use pg_task_rules::names::QueueName;
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+
+use crate::call::Call;
+use crate::call::sql_function;
+use crate::error::Error;
+use crate::jsonb;
+use crate::shmem;
+use crate::spi;
+use crate::spi::Statement;
+use crate::uuid7;
+
+thread_local! {
+    static INSERT: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.task (id, queue, priority, step, wakeup_at) VALUES ($1, $2, $3, $4, $5)",
+        &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::JSONBOID, pg_sys::TIMESTAMPTZOID],
+    ) };
+    static INSERT_MANY: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.task (id, queue, priority, step, wakeup_at) \
+          SELECT d.id, $3, $4, d.step, $5 FROM pg_catalog.unnest($1, $2) AS d (id, step)",
+        &[
+            pg_sys::UUIDARRAYOID,
+            pg_sys::JSONBARRAYOID,
+            pg_sys::TEXTOID,
+            pg_sys::INT2OID,
+            pg_sys::TIMESTAMPTZOID,
+        ],
+    ) };
+    static INSERT_ROW: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.task (id, queue, priority, step) VALUES ($1, $2, $3, \
+            pg_catalog.jsonb_build_object($4, pg_catalog.jsonb_build_object($5, pg_catalog.to_jsonb($6))))",
+        &[
+            pg_sys::UUIDOID,
+            pg_sys::TEXTOID,
+            pg_sys::INT2OID,
+            pg_sys::TEXTOID,
+            pg_sys::TEXTOID,
+            pg_sys::RECORDOID,
+        ],
+    ) };
+}
+
+/// Where a task goes: checked.
+struct Place {
+    queue: Datum,
+    priority: i16,
+}
+
+fn enqueue(call: &mut Call) -> Result<Option<Datum>, Error> {
+    insert(call, 1, |_| Ok(spi::transaction_time()))
+}
+sql_function!("enqueue_wrapper", "pg_finfo_enqueue_wrapper", enqueue);
+
+fn delay(call: &mut Call) -> Result<Option<Datum>, Error> {
+    insert(call, 2, |call| {
+        let delay = call.required(1, "delay")?;
+        let now = spi::transaction_time();
+        // SAFETY: declared as interval; an overflow raises PostgreSQL's own error.
+        let due = unsafe {
+            pgrx::direct_function_call_as_datum(
+                pg_sys::timestamptz_pl_interval,
+                &[Some(Datum::from(now)), Some(delay)],
+            )
+        };
+        let due = due.map_or(now, |due| due.value() as i64);
+        if due < now {
+            return Err(Error::NegativeDelay);
+        }
+        finite(due, "delay")
+    })
+}
+sql_function!("delay_wrapper", "pg_finfo_delay_wrapper", delay);
+
+fn schedule(call: &mut Call) -> Result<Option<Datum>, Error> {
+    insert(call, 2, |call| finite(call.required(1, "wakeup_at")?.value() as i64, "wakeup_at"))
+}
+sql_function!("schedule_wrapper", "pg_finfo_schedule_wrapper", schedule);
+
+fn insert(
+    call: &mut Call,
+    first_option: usize,
+    due: impl FnOnce(&Call) -> Result<Micros, Error>,
+) -> Result<Option<Datum>, Error> {
+    check_server()?;
+    let step = call.required(0, "step")?;
+    let due = due(call)?;
+    let place = place(call, first_option)?;
+    let id = uuid7::new();
+    spi::connected(|spi| {
+        let arguments =
+            [Some(spi::uuid(&id)), Some(place.queue), spi::int(place.priority), Some(step), spi::int(due)];
+        INSERT.with(|statement| statement.run(spi, &arguments, false));
+    });
+    Ok(Some(uuid7::datum(&id)))
+}
+
+fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
+    check_server()?;
+    let steps_datum = call.required(0, "steps")?;
+    let steps = call.array(0).unwrap_or_default();
+    if let Some(position) = steps.iter().position(Option::is_none) {
+        return Err(Error::NullElement { name: "steps", position: position + 1 });
+    }
+    let place = place(call, 1)?;
+    let due = match call.datum(3) {
+        Some(due) => finite(due.value() as i64, "wakeup_at")?,
+        None => spi::transaction_time(),
+    };
+    let ids: Vec<TaskId> = steps.iter().map(|_| uuid7::new()).collect();
+    let ids_datum = spi::uuid_array(ids.iter());
+    if !ids.is_empty() {
+        spi::connected(|spi| {
+            let arguments =
+                [ids_datum, Some(steps_datum), Some(place.queue), spi::int(place.priority), spi::int(due)];
+            INSERT_MANY.with(|statement| statement.run(spi, &arguments, false));
+        });
+    }
+    Ok(ids_datum)
+}
+sql_function!("enqueue_many_wrapper", "pg_finfo_enqueue_many_wrapper", enqueue_many);
+
+fn enqueue_row(call: &mut Call) -> Result<Option<Datum>, Error> {
+    check_server()?;
+    let trigger = call.trigger().ok_or(Error::EnqueueRowUse)?;
+    if trigger.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+        return Err(Error::EnqueueRowUse);
+    }
+    // SAFETY: the server passes a trigger with `tgnargs` C strings, and a row trigger has the row's tuple.
+    unsafe {
+        let definition = &*trigger.tg_trigger;
+        let arguments: Vec<&str> = (0..definition.tgnargs.max(0) as usize)
+            .map(|index| CStr::from_ptr(*definition.tgargs.add(index)).to_str().unwrap_or(""))
+            .collect();
+        let (task, step, queue, priority) = match arguments[..] {
+            [task, step] => (task, step, "default", "0"),
+            [task, step, queue] => (task, step, queue, "0"),
+            [task, step, queue, priority] => (task, step, queue, priority),
+            _ => return Err(Error::EnqueueRowArguments),
+        };
+        let priority: i16 = priority.parse().map_err(|_| Error::EnqueueRowArguments)?;
+        queue_name(queue)?;
+        let row = if pgrx::trigger_fired_by_update(trigger.tg_event) {
+            trigger.tg_newtuple
+        } else {
+            trigger.tg_trigtuple
+        };
+        let record = pg_sys::heap_copy_tuple_as_datum(row, (*trigger.tg_relation).rd_att);
+        let id = uuid7::new();
+        spi::connected(|spi| {
+            let arguments = [
+                Some(spi::uuid(&id)),
+                spi::text(queue),
+                spi::int(priority),
+                spi::text(task),
+                spi::text(step),
+                Some(record),
+            ];
+            INSERT_ROW.with(|statement| statement.run(spi, &arguments, false));
+        });
+        Ok(Some(Datum::from(row)))
+    }
+}
+sql_function!("enqueue_row_wrapper", "pg_finfo_enqueue_row_wrapper", enqueue_row);
+
+/// The queue and the priority among a function's arguments.
+fn place(call: &Call, first: usize) -> Result<Place, Error> {
+    let queue = call.required(first, "queue")?;
+    // SAFETY: declared as text.
+    queue_name(&unsafe { spi::text_from(queue) })?;
+    let got = i64::from(call.int4(first + 1, "priority")?);
+    let priority = i16::try_from(got).map_err(|_| Error::OutOfRange {
+        name: "priority",
+        low: i64::from(i16::MIN),
+        high: i64::from(i16::MAX),
+        got,
+    })?;
+    Ok(Place { queue, priority })
+}
+
+/// A queue's name, or the reason why it is none.
+pub fn queue_name(name: &str) -> Result<QueueName, Error> {
+    QueueName::new(name).ok_or(Error::QueueName { got: name.len() })
+}
+
+/// A moment, or the reason why it is none.
+pub fn finite(moment: Micros, name: &'static str) -> Result<Micros, Error> {
+    if moment == Micros::MIN || moment == Micros::MAX { Err(Error::NotFinite { name }) } else { Ok(moment) }
+}
+
+/// Refuses to write where nothing would ever run it.
+pub fn check_server() -> Result<(), Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    // SAFETY: a plain read of the server's state.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return Err(Error::Standby);
+    }
+    Ok(())
+}
+
+/// Checks a step's shape and size; NULL is left to the column's constraint.
+pub fn check_step(step: Option<Datum>) -> Result<(), Error> {
+    // SAFETY: callers pass a jsonb.
+    step.map_or(Ok(()), |step| unsafe { jsonb::check(step) })
+}
+

@@ -1,0 +1,168 @@
+//! A scheduler: one process for each database that has the extension.
+//!
+//! It sleeps on its latch until something is due, a commit has left a hint, or a worker may be lost. Its main loop survives every
+//! error: the failed tick is rolled back, logged once, and tried again after a while.
+
+mod beat;
+mod tick;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::SeqCst;
+
+use pg_task_rules::Micros;
+use pgrx::FromDatum;
+use pgrx::pg_sys;
+
+use crate::background;
+use crate::guc;
+use crate::shmem;
+use crate::shmem::Slot;
+use crate::shmem::State;
+use tick::Ticker;
+
+pub use beat::unwrite;
+
+const FIRST_BACKOFF: Micros = 100_000;
+const LAST_BACKOFF: Micros = 60_000_000;
+
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn pg_task_scheduler_main(argument: pg_sys::Datum) {
+    background::take_signals();
+    // SAFETY: the launcher passes the database's oid; the worker was registered with database access.
+    let database = unsafe {
+        let database = pg_sys::Oid::from_datum(argument, false).unwrap_or(pg_sys::InvalidOid);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+        database
+    };
+    let Some(slot) = shmem::slot_of(database) else { return };
+    if !take_over(slot) {
+        return;
+    }
+    prepare_session();
+    // Returning means exit code 0: the postmaster forgets the worker, and the launcher decides what comes next.
+    match background::transaction(extension_oid) {
+        Ok(Some(extension)) => run(slot, extension),
+        Ok(None) => slot.free(),
+        Err(error) => slot.control().set_error(&error, background::now()),
+    }
+}
+
+/// Makes this process the slot's scheduler, unless another one lives.
+fn take_over(slot: Slot) -> bool {
+    // SAFETY: plain reads of this process' own variables.
+    let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
+    let control = slot.control();
+    if control.pid.compare_exchange(0, pid, SeqCst, SeqCst).is_err() {
+        return false;
+    }
+    control.latch.store(latch, SeqCst);
+    control.started_at.store(background::now(), SeqCst);
+    // SAFETY: the callback takes no argument.
+    unsafe { pg_sys::before_shmem_exit(Some(at_exit), 0.into()) };
+    true
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
+    // SAFETY: a plain read of this process' own variable.
+    let pid = unsafe { pg_sys::MyProcPid };
+    for slot in shmem::slots().filter(|slot| slot.control().pid.load(SeqCst) == pid) {
+        slot.control().latch.store(std::ptr::null_mut(), SeqCst);
+        slot.control().pid.store(0, SeqCst);
+        if slot.control().database.load(SeqCst) != 0 {
+            slot.control().set_state(State::BackingOff);
+        }
+    }
+    shmem::wake_launcher();
+}
+
+/// Settings of this session: names mean the same whatever a database or role sets, and no plan reads the whole table.
+fn prepare_session() {
+    for (name, value) in [
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"enable_seqscan", c"off"),
+        (c"enable_bitmapscan", c"off"),
+        (c"enable_sort", c"off"),
+        (c"enable_hashjoin", c"off"),
+        (c"enable_mergejoin", c"off"),
+        (c"jit", c"off"),
+        // What it writes can be done again; it need not wait for the disk.
+        (c"synchronous_commit", c"off"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        (c"lock_timeout", c"10s"),
+    ] {
+        // SAFETY: constant strings; the session is a background worker's own.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+/// The extension's oid: another one after DROP and CREATE.
+fn extension_oid() -> Option<u32> {
+    // SAFETY: a catalog look-up inside a transaction.
+    let oid = unsafe { pg_sys::get_extension_oid(c"pg_task".as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
+}
+
+/// The main loop. Returns when the extension is gone.
+fn run(slot: Slot, extension: u32) {
+    let control = slot.control();
+    let mut ticker = Ticker::new(slot);
+    let mut failures = 0_u32;
+    let mut last_error = String::new();
+    let mut check_at = Micros::MAX;
+    loop {
+        let now = background::now();
+        if control.recheck.swap(false, SeqCst) || now >= check_at {
+            check_at = Micros::MAX;
+            match background::transaction(extension_oid) {
+                Ok(Some(found)) if found == extension => ticker.forget(),
+                Ok(None) => return slot.free(),
+                Ok(Some(_)) => {
+                    // Dropped and made anew: begin from nothing.
+                    slot.reset_memory();
+                    control.retry_at.store(0, SeqCst);
+                    return;
+                }
+                Err(error) => control.set_error(&error, now),
+            }
+        }
+        control.ticks.fetch_add(1, Relaxed);
+        let wake = match ticker.tick() {
+            Ok(wake) => {
+                failures = 0;
+                last_error.clear();
+                control.start_failures.store(0, Relaxed);
+                wake
+            }
+            Err(error) => {
+                control.failures.fetch_add(1, Relaxed);
+                control.set_error(&error, now);
+                if error != last_error {
+                    pgrx::warning!("pg_task scheduler: a tick failed and will be tried again: {error}");
+                    last_error = error;
+                }
+                check_at = now;
+                let delay = (FIRST_BACKOFF << failures.min(10)).min(LAST_BACKOFF);
+                failures += 1;
+                now + delay
+            }
+        };
+        let wake = wake.min(background::now() + guc::max_sleep().as_micros() as Micros);
+        control.next_wake.store(wake, Relaxed);
+        if failures > 0 {
+            // Commits that go on while something is wrong must not make it try without a pause.
+            background::pause_until(wake);
+        } else {
+            background::sleep_until(wake);
+            ticker.keep_gap();
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the scheduler writes: lost workers, claims written behind, the epoch of the tokens. And whom it wakes.
+
+use std::ffi::CString;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pg_task_rules::Micros;
+use pg_task_rules::WorkerId;
+use pg_task_rules::board::Entry;
+use pg_task_rules::board::Pushed;
+use pg_task_rules::names::QueueName;
+use pg_task_rules::token;
+use pgrx::pg_sys;
+
+use crate::shmem::Slot;
+use crate::spi;
+use crate::spi::Connected;
+use crate::spi::ElementType;
+use crate::spi::Statement;
+use crate::uuid7;
+
+const UUIDS: pg_sys::Oid = pg_sys::UUIDARRAYOID;
+const INT8S: pg_sys::Oid = pg_sys::INT8ARRAYOID;
+const INT4S: pg_sys::Oid = pg_sys::INT4ARRAYOID;
+const BOOLS: pg_sys::Oid = pg_sys::BOOLARRAYOID;
+const TIMES: pg_sys::Oid = pg_sys::TIMESTAMPTZARRAYOID;
+
+/// Claims that are written down in one statement.
+const WRITE_BATCH: usize = 1_000;
+
+thread_local! {
+    static LOSE: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) d.add, \
+            fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now(), \
+            error = CASE WHEN t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
+                THEN pg_catalog.format('the worker was lost while it ran this step (attempt %s, worker %s)', \
+                    t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
+          FROM pg_catalog.unnest($1, $2, $3, $4) AS d (id, fence, retries, add) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
+          RETURNING t.id, t.error IS NULL",
+        &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID],
+    ) };
+    static WRITE_BEHIND: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET locked_by = d.worker, locked_at = d.since \
+          FROM pg_catalog.unnest($1, $2, $3, $4) AS d (id, fence, worker, since) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
+        &[UUIDS, INT8S, UUIDS, TIMES],
+    ) };
+    static UNWRITE: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL, \
+            tried = CASE WHEN d.counted THEN pg_catalog.greatest(t.tried OPERATOR(pg_catalog.-) 1, 0) ELSE t.tried END, \
+            fence = CASE WHEN d.counted THEN t.fence OPERATOR(pg_catalog.+) 1 ELSE t.fence END \
+          FROM pg_catalog.unnest($1, $2, $3) AS d (id, fence, counted) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
+        &[UUIDS, INT8S, BOOLS],
+    ) };
+    static EPOCH: Statement = const { Statement::new(
+        c"SELECT s.last_value FROM pg_task.epoch AS s", &[],
+    ) };
+    static SET_EPOCH: Statement = const { Statement::new(
+        c"SELECT pg_catalog.setval('pg_task.epoch'::pg_catalog.regclass, $1)", &[pg_sys::INT8OID],
+    ) };
+}
+
+/// Takes a new epoch, so that every token of this life is larger than every one of the last. Must be followed by a durable commit.
+pub fn take_epoch(spi: &Connected, now: Micros) -> i64 {
+    let last = EPOCH.with(|statement| statement.run(spi, &[], true)).int8(0, 1).unwrap_or(0);
+    let epoch = token::next_epoch(last, now);
+    SET_EPOCH.with(|statement| statement.run(spi, &[spi::int(epoch)], false));
+    token::first_token(epoch)
+}
+
+/// Writes down that a worker was lost: the attempt of each task that it held is counted, and the task is ready again or parked.
+pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_limit: i32) {
+    let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.fence >= 0).collect();
+    let limit = |claim: &&Entry| i64::from(claim.retry_limit.max(lost_limit));
+    let arguments = [
+        spi::uuid_array(claims.iter().map(|claim| &claim.id)),
+        spi::int8_array(claims.iter().map(|claim| claim.fence)),
+        int4_array(claims.iter().map(limit)),
+        int4_array(claims.iter().map(|claim| i64::from(!claim.is_counted()))),
+        Some(spi::uuid(worker)),
+    ];
+    LOSE.with(|statement| statement.run(spi, &arguments, false));
+}
+
+/// Writes down who runs the steps that have been running for a while.
+pub fn write_behind(spi: &Connected, claims: &[(WorkerId, Entry)]) {
+    for claims in claims.chunks(WRITE_BATCH) {
+        let mut since: Vec<pg_sys::Datum> =
+            claims.iter().map(|(_, claim)| pg_sys::Datum::from(claim.since)).collect();
+        let arguments = [
+            spi::uuid_array(claims.iter().map(|(_, claim)| &claim.id)),
+            spi::int8_array(claims.iter().map(|(_, claim)| claim.fence)),
+            spi::uuid_array(claims.iter().map(|(worker, _)| worker)),
+            spi::array(&mut since, ElementType::Timestamp),
+        ];
+        WRITE_BEHIND.with(|statement| statement.run(spi, &arguments, false));
+    }
+}
+
+/// Takes back what was written down about claims that end without a result.
+pub fn unwrite(spi: &Connected, claims: &[Entry]) {
+    let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.is_written()).collect();
+    if claims.is_empty() {
+        return;
+    }
+    let mut counted: Vec<pg_sys::Datum> =
+        claims.iter().map(|claim| pg_sys::Datum::from(claim.is_counted())).collect();
+    let arguments = [
+        spi::uuid_array(claims.iter().map(|claim| &claim.id)),
+        spi::int8_array(claims.iter().map(|claim| claim.fence)),
+        spi::array(&mut counted, ElementType::Bool),
+    ];
+    UNWRITE.with(|statement| statement.run(spi, &arguments, false));
+}
+
+/// Wakes idle workers, each on its own channel, when the transaction commits.
+pub fn notify(slot: Slot, workers: &[WorkerId]) {
+    for worker in workers {
+        let channel = CString::new(uuid7::channel(worker)).expect("a channel's name has no zero byte");
+        spi::notify(&channel, c"");
+    }
+    slot.control().wakeups_sent.fetch_add(workers.len() as u64, Relaxed);
+}
+
+/// Puts a due task on the board; the caller keeps it when there is no room.
+pub fn push(
+    board: &mut pg_task_rules::board::Board<'_>,
+    queue: &QueueName,
+    priority: i16,
+    key: &pg_task_rules::due::RowKey,
+) -> Pushed {
+    match board.intern(queue) {
+        Some(queue) => board.push_ready(key.id, key.due, queue, priority),
+        None => Pushed::Full,
+    }
+}
+
+fn int4_array(values: impl Iterator<Item = i64>) -> Option<pg_sys::Datum> {
+    spi::array(&mut values.map(pg_sys::Datum::from).collect::<Vec<_>>(), ElementType::Int4)
+}

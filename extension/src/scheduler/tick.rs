@@ -1,0 +1,367 @@
+//! One tick: hints in, due tasks to the board, idle workers woken, lost ones given up, the table read on.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::SeqCst;
+
+use pg_task_rules::Micros;
+use pg_task_rules::WorkerId;
+use pg_task_rules::board::Entry;
+use pg_task_rules::board::Pushed;
+use pg_task_rules::due::DueBook;
+use pg_task_rules::due::LaneKey;
+use pg_task_rules::due::Offered;
+use pg_task_rules::due::Read;
+use pg_task_rules::due::RowKey;
+use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::QueueName;
+use pgrx::pg_sys;
+
+use super::beat;
+use crate::background;
+use crate::guc;
+use crate::shmem;
+use crate::shmem::Slot;
+use crate::shmem::State;
+use crate::spi;
+use crate::spi::Connected;
+use crate::spi::Statement;
+
+/// Rows that the due book holds, at about 60 bytes each.
+const BOOK_CAPACITY: usize = 100_000;
+
+/// Rows that are read at a time.
+const READ_LIMIT: usize = 8_192;
+
+/// Reads in one transaction, after which workers are woken and hints are looked at again.
+const READS_PER_TICK: usize = 4;
+
+/// After hints were lost the whole table may have to be read again: not more often than this.
+const RESCAN_GAP: Micros = 100_000;
+
+thread_local! {
+    static READ: Statement = const { Statement::new(
+        c"SELECT t.wakeup_at, t.id FROM pg_task.task AS t \
+          WHERE t.error IS NULL AND t.queue OPERATOR(pg_catalog.=) $1 AND t.priority OPERATOR(pg_catalog.=) $2 \
+            AND (t.wakeup_at, t.id) OPERATOR(pg_catalog.>=) ($3, $4) \
+          ORDER BY t.queue, t.priority, t.wakeup_at, t.id LIMIT $5",
+        &[pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::TIMESTAMPTZOID, pg_sys::UUIDOID, pg_sys::INT8OID],
+    ) };
+    // A loose index scan: one descent for each queue and priority.
+    static LANES: Statement = const { Statement::new(
+        c"WITH RECURSIVE lane AS ( \
+            (SELECT t.queue, t.priority FROM pg_task.task AS t WHERE t.error IS NULL \
+             ORDER BY t.queue, t.priority LIMIT 1) \
+            UNION ALL \
+            SELECT next.queue, next.priority FROM lane, LATERAL ( \
+                SELECT t.queue, t.priority FROM pg_task.task AS t \
+                WHERE t.error IS NULL AND (t.queue, t.priority) OPERATOR(pg_catalog.>) (lane.queue, lane.priority) \
+                ORDER BY t.queue, t.priority LIMIT 1) AS next \
+          ) SELECT lane.queue, lane.priority FROM lane",
+        &[],
+    ) };
+}
+
+/// What the scheduler knows beside the shared board.
+pub struct Ticker {
+    slot: Slot,
+    book: DueBook,
+    hints: Vec<Hint>,
+    has_epoch: bool,
+    /// The lanes have to be looked for in the table, not before this moment.
+    find_lanes_at: Option<Micros>,
+    /// When the table is looked at again for rows that came without a hint.
+    rescan_at: Micros,
+    last_rescan: Micros,
+    last_tick: Micros,
+    woke_someone: bool,
+    backlog: bool,
+}
+
+impl Ticker {
+    /// A scheduler that knows nothing yet.
+    pub fn new(slot: Slot) -> Self {
+        Self {
+            slot,
+            book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
+            hints: Vec::new(),
+            has_epoch: false,
+            find_lanes_at: Some(shmem::settled_at()),
+            rescan_at: Micros::MAX,
+            last_rescan: 0,
+            last_tick: 0,
+            woke_someone: false,
+            backlog: false,
+        }
+    }
+
+    /// Begins from nothing: the board may have been emptied.
+    pub fn forget(&mut self) {
+        self.book = DueBook::new(BOOK_CAPACITY, READ_LIMIT);
+        self.find_lanes_at = Some(shmem::settled_at());
+    }
+
+    /// Does what there is to do and returns when there will be more.
+    pub fn tick(&mut self) -> Result<Micros, String> {
+        self.last_tick = background::now();
+        self.woke_someone = false;
+        if !self.has_epoch {
+            self.begin()?;
+        }
+        self.take_hints();
+        self.offer();
+        self.wake_idle()?;
+        self.give_up_lost()?;
+        self.write_behind()?;
+        let now = background::now();
+        if now >= self.rescan_at {
+            self.rescan(Micros::MIN, now);
+        }
+        while self.reads_wanted() {
+            self.read()?;
+            self.take_hints();
+            self.offer();
+            self.wake_idle()?;
+            // SAFETY: outside any transaction and lock.
+            pgrx::check_for_interrupts!();
+        }
+        self.announce_room();
+        Ok(self.next_wake())
+    }
+
+    /// Under load ticks keep a distance, unless a worker had nothing to do.
+    pub fn keep_gap(&self) {
+        let gap = guc::micros(&guc::WAKE_GAP);
+        if !self.woke_someone && gap > 0 && background::now() < self.last_tick + gap {
+            background::pause_until(self.last_tick + gap);
+        }
+    }
+
+    /// Takes an epoch for the tokens, in a commit that waits for the disk.
+    fn begin(&mut self) -> Result<(), String> {
+        let now = background::now();
+        let first = background::transaction(|| {
+            // SAFETY: inside a transaction; the setting ends with it.
+            unsafe {
+                pg_sys::set_config_option(
+                    c"synchronous_commit".as_ptr(),
+                    c"on".as_ptr(),
+                    pg_sys::GucContext::PGC_SUSET,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                    pg_sys::GucAction::GUC_ACTION_LOCAL,
+                    true,
+                    0,
+                    false,
+                );
+            }
+            spi::connected(|spi| beat::take_epoch(spi, now))
+        })?;
+        self.slot.with_board(|board| board.head.next_token = board.head.next_token.max(first));
+        self.slot.control().prepared.store(true, SeqCst);
+        self.has_epoch = true;
+        self.rescan_at = now + guc::max_sleep().as_micros() as Micros;
+        let settling = self.find_lanes_at.is_some_and(|at| at > now);
+        self.slot.control().set_state(if settling { State::Settling } else { State::Running });
+        Ok(())
+    }
+
+    fn take_hints(&mut self) {
+        self.hints.clear();
+        let hints = &mut self.hints;
+        let from = self.slot.with_inbox(|inbox| inbox.drain(hints, usize::MAX));
+        for hint in &self.hints {
+            let lane = LaneKey { priority: hint.priority, queue: hint.queue };
+            self.book.hint(lane, RowKey { due: hint.due, id: hint.id });
+        }
+        if let Some(from) = from {
+            self.rescan(from, background::now());
+        }
+    }
+
+    fn rescan(&mut self, from: Micros, now: Micros) {
+        self.slot.control().rescans.fetch_add(1, Relaxed);
+        self.book.rescan(from);
+        let earliest = shmem::settled_at().max(self.last_rescan + RESCAN_GAP);
+        self.find_lanes_at = Some(self.find_lanes_at.map_or(earliest, |at| at.min(earliest)));
+        self.rescan_at = now + RESCAN_EVERY;
+    }
+
+    /// Moves what is due to the board.
+    fn offer(&mut self) {
+        let now = background::now();
+        let cap = guc::READY_CAPACITY.get() as u32 / 4;
+        let book = &mut self.book;
+        self.slot.with_board(|board| {
+            let mut current: Option<(LaneKey, u32)> = None;
+            book.offer_due(now, |lane, key| {
+                let len = match &mut current {
+                    Some((current, len)) if current == lane => len,
+                    _ => {
+                        let len = board.intern(&lane.queue).map_or(0, |queue| board.lane_len(queue, lane.priority));
+                        &mut current.insert((*lane, len)).1
+                    }
+                };
+                if *len >= cap {
+                    return Offered::NoRoom;
+                }
+                match beat::push(board, &lane.queue, lane.priority, key) {
+                    Pushed::Added => {
+                        *len += 1;
+                        Offered::Taken
+                    }
+                    Pushed::Present => Offered::Taken,
+                    Pushed::Full => Offered::NoRoom,
+                }
+            });
+        });
+        self.backlog = self.book.has_due(background::now());
+    }
+
+    fn wake_idle(&mut self) -> Result<(), String> {
+        if !guc::ENABLED.get() {
+            return Ok(());
+        }
+        let mut idle: Vec<WorkerId> = Vec::new();
+        self.slot.with_board(|board| {
+            board.take_idle(&mut idle);
+            board.take_told(&mut idle);
+        });
+        if idle.is_empty() {
+            return Ok(());
+        }
+        self.woke_someone = true;
+        let slot = self.slot;
+        background::transaction(|| beat::notify(slot, &idle)).inspect_err(|_| {
+            slot.with_board(|board| idle.iter().for_each(|worker| board.not_woken(worker)));
+        })
+    }
+
+    fn give_up_lost(&mut self) -> Result<(), String> {
+        loop {
+            let now = background::now();
+            let grace = guc::micros(&guc::WORKER_GRACE);
+            let lost = self.slot.with_board(|board| {
+                let worker = board.take_lost(grace, now)?;
+                let claims: Vec<Entry> = board.claims_of(worker).copied().collect();
+                Some((worker, board.workers[worker].id, claims))
+            });
+            let Some((worker, id, claims)) = lost else { return Ok(()) };
+            if !claims.is_empty() {
+                let limit = guc::LOST_LIMIT.get();
+                background::transaction(|| spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit)))?;
+                pgrx::log!(
+                    "pg_task scheduler: a worker was lost, {} tasks that it held are handed out again",
+                    claims.len()
+                );
+                self.slot.control().lost.fetch_add(claims.len() as u64, Relaxed);
+            }
+            self.slot.with_board(|board| {
+                if board.workers[worker].id == id {
+                    board.leave(worker);
+                }
+            });
+            self.wake_idle()?;
+        }
+    }
+
+    fn write_behind(&mut self) -> Result<(), String> {
+        let before = background::now() - guc::micros(&guc::WRITE_BEHIND_AFTER);
+        let mut claims = Vec::new();
+        let claims: Vec<(WorkerId, Entry)> = self.slot.with_board(|board| {
+            if board.head.claimed > 0 {
+                board.take_unwritten(before, 10_000, &mut claims);
+            }
+            claims.iter().map(|(worker, entry)| (board.workers[*worker].id, *entry)).collect()
+        });
+        if claims.is_empty() {
+            return Ok(());
+        }
+        background::transaction(|| spi::connected(|spi| beat::write_behind(spi, &claims)))
+    }
+
+    fn reads_wanted(&self) -> bool {
+        let now = background::now();
+        self.find_lanes_at.is_some_and(|at| at <= now) || self.book.next_read(now).is_some()
+    }
+
+    /// Reads on in the table, from where the last read ended.
+    fn read(&mut self) -> Result<(), String> {
+        let now = background::now();
+        let find_lanes = self.find_lanes_at.is_some_and(|at| at <= now);
+        let book = &mut self.book;
+        let book = std::panic::AssertUnwindSafe(book);
+        background::transaction(move || {
+            let book = book;
+            let std::panic::AssertUnwindSafe(book) = book;
+            spi::connected(|spi| {
+                if find_lanes {
+                    lanes(spi).into_iter().for_each(|lane| book.found_lane(lane));
+                }
+                for _ in 0..READS_PER_TICK {
+                    let Some(read) = book.next_read(now) else { break };
+                    book.read_done(&read, &rows(spi, &read));
+                }
+            });
+        })?;
+        if find_lanes {
+            self.find_lanes_at = None;
+            self.last_rescan = now;
+            self.slot.control().set_state(State::Running);
+        }
+        Ok(())
+    }
+
+    /// Tells those who take tasks when to wake the scheduler for more.
+    fn announce_room(&self) {
+        let ready = if self.backlog { self.slot.with_board(|board| board.head.ready) } else { 0 };
+        let low_water = if self.backlog { (ready - ready / 4).max(1) } else { 0 };
+        self.slot.control().low_water.store(low_water, SeqCst);
+    }
+
+    fn next_wake(&self) -> Micros {
+        let now = background::now();
+        let grace = guc::micros(&guc::WORKER_GRACE);
+        let write_after = guc::micros(&guc::WRITE_BEHIND_AFTER);
+        let (loss, unwritten) = self.slot.with_board(|board| {
+            let unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
+            (if board.head.workers > 0 { board.next_loss(grace) } else { None }, unwritten)
+        });
+        [
+            self.book.next_due(now),
+            self.find_lanes_at,
+            loss,
+            unwritten.map(|since| (since + write_after).max(now + 100_000)),
+            Some(self.rescan_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(Micros::MAX)
+    }
+}
+
+/// How often the table is looked at for rows of which nothing was heard: loaded without triggers, say.
+const RESCAN_EVERY: Micros = 60_000_000;
+
+fn rows(spi: &Connected, read: &Read) -> Vec<RowKey> {
+    let arguments = [
+        spi::text(read.lane.queue.as_str()),
+        spi::int(read.lane.priority),
+        spi::int(read.from.due),
+        Some(spi::uuid(&read.from.id)),
+        spi::int(read.limit as i64),
+    ];
+    let rows = READ.with(|statement| statement.run(spi, &arguments, true));
+    (0..rows.len())
+        .filter_map(|row| Some(RowKey { due: rows.int8(row, 1)?, id: rows.uuid(row, 2)? }))
+        .collect()
+}
+
+fn lanes(spi: &Connected) -> Vec<LaneKey> {
+    let rows = LANES.with(|statement| statement.run(spi, &[], true));
+    (0..rows.len())
+        .filter_map(|row| {
+            let queue = QueueName::new(&rows.text(row, 1)?)?;
+            Some(LaneKey { priority: rows.int2(row, 2)?, queue })
+        })
+        .collect()
+}

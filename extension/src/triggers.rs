@@ -1,0 +1,153 @@
+//! The triggers of the table: they check what a user writes and tell the scheduler at commit.
+
+use std::ffi::CString;
+
+use pg_task_rules::TaskId;
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+
+use crate::call::Call;
+use crate::call::sql_function;
+use crate::commit;
+use crate::error::Error;
+use crate::produce;
+use crate::shmem;
+use crate::spi;
+use crate::uuid7;
+
+/// The table's columns, in the order of `sql/20_task.sql`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+enum Column {
+    Id = 1,
+    WakeupAt = 2,
+    UpdatedAt = 4,
+    LockedAt = 5,
+    Fence = 6,
+    LockedBy = 7,
+    Tried = 8,
+    Priority = 9,
+    Queue = 10,
+    Step = 11,
+    Error = 12,
+}
+
+/// A row of the table that a trigger is called for.
+struct Row<'a> {
+    tuple: pg_sys::HeapTuple,
+    trigger: &'a pg_sys::TriggerData,
+}
+
+impl Row<'_> {
+    fn datum(&self, column: Column) -> Option<Datum> {
+        let mut is_null = false;
+        // SAFETY: the tuple belongs to the trigger's relation, whose first columns are those of `Column`.
+        let datum = unsafe {
+            pg_sys::SPI_getbinval(self.tuple, (*self.trigger.tg_relation).rd_att, column as i32, &mut is_null)
+        };
+        (!is_null).then_some(datum)
+    }
+
+    fn id(&self) -> Option<TaskId> {
+        // SAFETY: the column is a uuid.
+        self.datum(Column::Id).map(|id| unsafe { spi::uuid_from(id) })
+    }
+
+    /// Checks what the user wrote; NULLs are left to the column constraints.
+    fn check(&self) -> Result<(), Error> {
+        produce::check_step(self.datum(Column::Step))?;
+        if let Some(due) = self.datum(Column::WakeupAt) {
+            produce::finite(due.value() as i64, "wakeup_at")?;
+        }
+        Ok(())
+    }
+
+    /// Tells the scheduler, at commit, that the row is due at its time.
+    fn note(&self) -> Result<(), Error> {
+        let (Some(id), Some(queue), Some(priority), Some(due)) = (
+            self.id(),
+            self.datum(Column::Queue),
+            self.datum(Column::Priority),
+            self.datum(Column::WakeupAt),
+        ) else {
+            return Ok(());
+        };
+        // SAFETY: the column is a text.
+        let queue = produce::queue_name(&unsafe { spi::text_from(queue) })?;
+        if self.datum(Column::Error).is_none() {
+            commit::note_due(&queue, priority.value() as i16, due.value() as i64, id);
+        }
+        Ok(())
+    }
+}
+
+fn on_insert(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    let row = Row { tuple: trigger.tg_trigtuple, trigger };
+    row.check()?;
+    row.note()?;
+    Ok(Some(Datum::from(row.tuple)))
+}
+sql_function!("on_insert_wrapper", "pg_finfo_on_insert_wrapper", on_insert);
+
+fn on_update(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    let old = Row { tuple: trigger.tg_trigtuple, trigger };
+    let new = Row { tuple: trigger.tg_newtuple, trigger };
+    if new.id() != old.id() {
+        return Err(Error::IdChanged);
+    }
+    new.check()?;
+    let fence = old.datum(Column::Fence).map_or(0, |fence| fence.value() as i64);
+    let int = |row: &Row<'_>, column| row.datum(column).map_or(0, |value| value.value() as i32);
+    let resumed = old.datum(Column::Error).is_some() && new.datum(Column::Error).is_none();
+    let tried = match int(&new, Column::Tried) {
+        // A task that is resumed has all its retries again, unless the user says otherwise.
+        tried if resumed && tried == int(&old, Column::Tried) => 0,
+        tried => tried,
+    };
+    let mut columns = [Column::Fence, Column::UpdatedAt, Column::LockedBy, Column::LockedAt, Column::Tried]
+        .map(|column| column as i32);
+    let mut values = [
+        Datum::from(fence + 1),
+        Datum::from(spi::transaction_time()),
+        Datum::null(),
+        Datum::null(),
+        Datum::from(tried),
+    ];
+    let mut nulls = [false, false, true, true, false];
+    // SAFETY: the columns exist and the values have their types; the tuple is copied.
+    let tuple = unsafe {
+        pg_sys::heap_modify_tuple_by_cols(
+            new.tuple,
+            (*trigger.tg_relation).rd_att,
+            columns.len() as i32,
+            columns.as_mut_ptr(),
+            values.as_mut_ptr(),
+            nulls.as_mut_ptr(),
+        )
+    };
+    let row = Row { tuple, trigger };
+    row.note()?;
+    Ok(Some(Datum::from(tuple)))
+}
+sql_function!("on_update_wrapper", "pg_finfo_on_update_wrapper", on_update);
+
+fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
+    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    let updated = pgrx::trigger_fired_by_update(trigger.tg_event);
+    let tuple = if updated { trigger.tg_newtuple } else { trigger.tg_trigtuple };
+    let row = Row { tuple, trigger };
+    if let Some(id) = row.id() {
+        let payload = CString::new(uuid7::text(&id)).expect("an id's text has no zero byte");
+        spi::notify(c"pg_task_error", &payload);
+    }
+    Ok(Some(Datum::from(tuple)))
+}
+sql_function!("on_error_wrapper", "pg_finfo_on_error_wrapper", on_error);
