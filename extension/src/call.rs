@@ -138,7 +138,12 @@ impl SetWriter {
         // SAFETY: the store and the descriptor live as long as the call, and the descriptor has N columns: see the SQL declaration.
         unsafe {
             debug_assert_eq!((*self.descriptor).natts as usize, N);
-            pg_sys::tuplestore_putvalues(self.store, self.descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::tuplestore_putvalues(
+                self.store,
+                self.descriptor,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
         }
     }
 }

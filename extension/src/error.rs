@@ -94,7 +94,9 @@ pub enum Error {
         got: String,
     },
     /// Not a step.
-    #[error("a step must be an object with one key, the task's name, that holds an object with one key, the step's name")]
+    #[error(
+        "a step must be an object with one key, the task's name, that holds an object with one key, the step's name"
+    )]
     StepShape {
         /// The start of what was given.
         got: String,

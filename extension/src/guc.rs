@@ -41,7 +41,16 @@ pub fn max_sleep() -> Duration {
 /// Defines the settings that size shared memory. PostgreSQL allows it only while it preloads libraries.
 pub fn define_preloaded() {
     let postmaster = |name, short, long, setting, min, max| {
-        GucRegistry::define_int_guc(name, short, long, setting, min, max, GucContext::Postmaster, GucFlags::default());
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            min,
+            max,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
     };
     postmaster(
         c"pg_task.max_databases",
@@ -97,7 +106,16 @@ pub fn define() {
         flags(),
     );
     let sighup_ms = |name, short, long, setting, min, max| {
-        GucRegistry::define_int_guc(name, short, long, setting, min, max, GucContext::Sighup, GucFlags::UNIT_MS);
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            min,
+            max,
+            GucContext::Sighup,
+            GucFlags::UNIT_MS,
+        );
     };
     sighup_ms(
         c"pg_task.worker_grace",

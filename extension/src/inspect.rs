@@ -135,4 +135,3 @@ fn scheduler_state(call: &mut Call) -> Result<Option<Datum>, Error> {
     ])))
 }
 sql_function!("scheduler_state_wrapper", "pg_finfo_scheduler_state_wrapper", scheduler_state);
-

@@ -78,7 +78,9 @@ const F_JSONB_OUT: u32 = 3804;
 ///
 /// # Safety
 /// `container` points to a jsonb container that stays where it is.
-unsafe fn only_pair<'a>(container: *mut pg_sys::JsonbContainer) -> Option<(&'a str, *mut pg_sys::JsonbValue)> {
+unsafe fn only_pair<'a>(
+    container: *mut pg_sys::JsonbContainer,
+) -> Option<(&'a str, *mut pg_sys::JsonbValue)> {
     const COUNT: u32 = 0x0fff_ffff;
     const IS_OBJECT: u32 = 0x2000_0000;
     // SAFETY: the header is the container's first word. The iterator yields begin, key, value for an object with one pair; the key's

@@ -183,8 +183,7 @@ impl Launcher {
     }
 }
 
-const NO_WORKER_SLOT: &str =
-    "no background worker is free for a scheduler; raise max_worker_processes (one for the launcher, one for each database)";
+const NO_WORKER_SLOT: &str = "no background worker is free for a scheduler; raise max_worker_processes (one for the launcher, one for each database)";
 
 /// 1 s doubling to 60 s.
 fn retry_delay(failures: u32) -> Micros {

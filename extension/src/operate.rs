@@ -38,8 +38,9 @@ thread_local! {
 fn resume(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let id = call.uuid(0, "id")?;
-    let count =
-        spi::connected(|spi| RESUME.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len());
+    let count = spi::connected(|spi| {
+        RESUME.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len()
+    });
     Ok(Some(Datum::from(count > 0)))
 }
 sql_function!("resume_wrapper", "pg_finfo_resume_wrapper", resume);
@@ -47,7 +48,8 @@ sql_function!("resume_wrapper", "pg_finfo_resume_wrapper", resume);
 fn resume_all(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let arguments = [call.datum(0), call.datum(1), call.datum(2)];
-    let count = spi::connected(|spi| RESUME_ALL.with(|statement| statement.run(spi, &arguments, false)).len());
+    let count =
+        spi::connected(|spi| RESUME_ALL.with(|statement| statement.run(spi, &arguments, false)).len());
     Ok(spi::int(count as i64))
 }
 sql_function!("resume_all_wrapper", "pg_finfo_resume_all_wrapper", resume_all);
@@ -55,8 +57,9 @@ sql_function!("resume_all_wrapper", "pg_finfo_resume_all_wrapper", resume_all);
 fn cancel(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let id = call.uuid(0, "id")?;
-    let count =
-        spi::connected(|spi| CANCEL.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len());
+    let count = spi::connected(|spi| {
+        CANCEL.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len()
+    });
     if count > 0 {
         commit::note_cancelled(id);
     }

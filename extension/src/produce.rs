@@ -24,7 +24,7 @@ thread_local! {
     ) };
     static INSERT_MANY: Statement = const { Statement::new(
         c"INSERT INTO pg_task.task (id, queue, priority, step, wakeup_at) \
-          SELECT d.id, $3, $4, d.step, $5 FROM pg_catalog.unnest($1, $2) AS d (id, step)",
+          SELECT d.id, $3, $4, d.step, $5 FROM unnest($1, $2) AS d (id, step)",
         &[
             pg_sys::UUIDARRAYOID,
             pg_sys::JSONBARRAYOID,
@@ -211,4 +211,3 @@ pub fn check_step(step: Option<Datum>) -> Result<(), Error> {
     // SAFETY: callers pass a jsonb.
     step.map_or(Ok(()), |step| unsafe { jsonb::check(step) })
 }
-

@@ -369,7 +369,11 @@ fn shape() -> &'static Shape {
             guc::MAX_WORKERS.get() as usize,
             guc::INBOX_CAPACITY.get() as usize,
         );
-        Shape { slots: guc::MAX_DATABASES.get() as usize, slot_size: size_of::<Control>() + layout.total, layout }
+        Shape {
+            slots: guc::MAX_DATABASES.get() as usize,
+            slot_size: size_of::<Control>() + layout.total,
+            layout,
+        }
     })
 }
 

@@ -1,6 +1,7 @@
 //! A thin layer over SPI for the hot paths: plans that are kept for the life of the process, raw datums in and out.
 //!
-//! Every statement is fully schema-qualified, operators included, so that a plan means the same under any search_path.
+//! Every statement is fully schema-qualified, operators included, so that a plan means the same under any search_path. The one
+//! exception is `unnest` with several arguments, a form that the parser itself resolves to pg_catalog.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -42,8 +43,13 @@ impl Statement {
                 assert_eq!(pg_sys::SPI_keepplan(plan), 0, "SPI_keepplan failed");
                 self.plan.set(plan);
             }
-            let code =
-                pg_sys::SPI_execute_plan(self.plan.get(), values.as_mut_ptr(), nulls.as_ptr().cast(), read_only, 0);
+            let code = pg_sys::SPI_execute_plan(
+                self.plan.get(),
+                values.as_mut_ptr(),
+                nulls.as_ptr().cast(),
+                read_only,
+                0,
+            );
             assert!(code >= 0, "SPI_execute_plan failed: {code}");
             Rows { table: pg_sys::SPI_tuptable, len: pg_sys::SPI_processed as usize }
         }
@@ -166,8 +172,14 @@ pub fn array(elements: &mut [Datum], of: ElementType) -> Option<Datum> {
     let (oid, len, by_value, align) = of.storage();
     // SAFETY: the elements are datums of the type that is described, as `pg_type` describes it.
     unsafe {
-        let array =
-            pg_sys::construct_array(elements.as_mut_ptr(), elements.len() as i32, oid, len, by_value, align as i8);
+        let array = pg_sys::construct_array(
+            elements.as_mut_ptr(),
+            elements.len() as i32,
+            oid,
+            len,
+            by_value,
+            align as i8,
+        );
         Some(Datum::from(array))
     }
 }

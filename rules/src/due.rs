@@ -171,7 +171,8 @@ impl DueBook {
         self.lanes
             .values()
             .flat_map(|book| {
-                let next = book.upcoming.range(RowKey::from_due(now.saturating_add(1))..).next().map(|row| row.due);
+                let next =
+                    book.upcoming.range(RowKey::from_due(now.saturating_add(1))..).next().map(|row| row.due);
                 let unread =
                     book.wants_read(limit).then(|| book.unread_due.saturating_sub(READ_AHEAD).max(now));
                 [next, unread]

@@ -1,1 +1,42 @@
-//! Workers for pg_task.
+#![doc = include_str!("docs/lib.md")]
+#![forbid(unsafe_code)]
+
+mod context;
+mod enqueue;
+mod error;
+mod macros;
+mod next_step;
+mod source_chain;
+mod step;
+mod task_error;
+mod worker;
+
+pub use context::Context;
+pub use enqueue::Enqueue;
+pub use enqueue::delay;
+pub use enqueue::enqueue;
+pub use enqueue::enqueue_many;
+pub use enqueue::schedule;
+pub use error::Error;
+pub use error::Result;
+pub use error::StepError;
+pub use error::StepResult;
+pub use next_step::NextStep;
+pub use step::Scheduler;
+pub use step::Step;
+pub use step::StepArgument;
+pub use task_error::TaskError;
+pub use task_error::TaskErrorListener;
+pub use task_error::listen_for_task_errors;
+pub use tokio_util::sync::CancellationToken;
+pub use worker::Worker;
+
+/// What the macros expand to; not for direct use.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::step::StepInfo;
+    pub use crate::step::retry_delay;
+    pub use crate::step::retry_limit;
+    pub use crate::step::run;
+    pub use crate::step::steps_of;
+}

@@ -35,7 +35,7 @@ thread_local! {
             locked_at = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN pg_catalog.now() END, \
             error = CASE WHEN t.tried OPERATOR(pg_catalog.>=) d.retries \
                 THEN pg_catalog.format('the worker or the server was lost while it ran this step (attempt %s)', t.tried) END \
-          FROM pg_catalog.unnest($1, $2, $3) AS d (id, fence, retries) \
+          FROM unnest($1, $2, $3) AS d (id, fence, retries) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
           RETURNING t.id, t.fence, t.error IS NULL",
         &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID, pg_sys::INT4ARRAYOID, pg_sys::UUIDOID],
@@ -154,13 +154,14 @@ pub fn claim(slot: Slot, spi: &Connected, worker: usize, want: u32) -> Vec<Task>
         for (index, task) in tasks.iter().enumerate() {
             let (queue, priority) = &row_queues[index];
             let known = board.workers[worker].knows(names[index].kind);
-            let moved = board.claim_of(&task.claim.id).is_some_and(|entry| {
-                entry.priority != *priority || board.queue_name(entry.queue) != *queue
-            });
+            let moved = board
+                .claim_of(&task.claim.id)
+                .is_some_and(|entry| entry.priority != *priority || board.queue_name(entry.queue) != *queue);
             keep[index] = known && !moved;
             limits[index] = board.workers[worker].retry_limit(names[index].kind).unwrap_or(0);
             if moved {
-                let hint = Hint { due: task.wakeup_at, id: task.claim.id, priority: *priority, queue: *queue };
+                let hint =
+                    Hint { due: task.wakeup_at, id: task.claim.id, priority: *priority, queue: *queue };
                 rejected.push((task.claim, Not::Now(hint)));
             } else if !known {
                 rejected.push((task.claim, Not::Known(names[index])));
@@ -172,7 +173,17 @@ pub fn claim(slot: Slot, spi: &Connected, worker: usize, want: u32) -> Vec<Task>
     });
     in_writing.retain(|&index| keep[index]);
     if !in_writing.is_empty() {
-        claim_in_writing(slot, spi, worker, &mut tasks, &names, &limits, &in_writing, &mut keep, &mut rejected);
+        claim_in_writing(
+            slot,
+            spi,
+            worker,
+            &mut tasks,
+            &names,
+            &limits,
+            &in_writing,
+            &mut keep,
+            &mut rejected,
+        );
     }
     reject(slot, rejected);
     let mut keep = keep.into_iter();

@@ -60,7 +60,9 @@ fn exchange(call: &mut Call) -> Result<Option<Datum>, Error> {
         let left = results::write(slot, spi, &results, room, &mut answers);
         for answer in &answers {
             match answer {
-                Answer::Continue(id, fence, token) => rows.push(row(Event::Continue, id, *token).with_fence(*fence)),
+                Answer::Continue(id, fence, token) => {
+                    rows.push(row(Event::Continue, id, *token).with_fence(*fence))
+                }
                 Answer::Refused(id, token) => rows.push(row(Event::Refused, id, *token).columns),
             }
         }
@@ -82,7 +84,16 @@ fn exchange(call: &mut Call) -> Result<Option<Datum>, Error> {
     let refused = answers.iter().filter(|answer| matches!(answer, Answer::Refused(..))).count();
     slot.control().refused.fetch_add(refused as u64, std::sync::atomic::Ordering::Relaxed);
     for id in &cancelled {
-        rows.push([spi::int(Event::Cancelled as i16), Some(spi::uuid(id)), None, None, None, None, None, None]);
+        rows.push([
+            spi::int(Event::Cancelled as i16),
+            Some(spi::uuid(id)),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        ]);
     }
     match place {
         None => event(&mut rows, Event::Unregistered),

@@ -274,7 +274,12 @@ fn held(call: &Call) -> Result<Vec<Held>, Error> {
     let column = |index: usize, name: &'static str| {
         let values = call.array(index).ok_or(Error::NullArgument { name })?;
         if values.len() != ids.len() {
-            return Err(Error::LengthMismatch { name, got: values.len(), other: "held_ids", want: ids.len() });
+            return Err(Error::LengthMismatch {
+                name,
+                got: values.len(),
+                other: "held_ids",
+                want: ids.len(),
+            });
         }
         Ok(values)
     };

@@ -26,7 +26,7 @@ use crate::spi::Statement;
 
 thread_local! {
     static DELETE: Statement = const { Statement::new(
-        c"DELETE FROM pg_task.task AS t USING pg_catalog.unnest($1, $2) AS d (id, fence) \
+        c"DELETE FROM pg_task.task AS t USING unnest($1, $2) AS d (id, fence) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence RETURNING t.id",
         &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID],
     ) };
@@ -40,7 +40,7 @@ thread_local! {
             step = COALESCE(d.step, t.step), wakeup_at = COALESCE(d.wakeup_at, t.wakeup_at), error = d.error, \
             tried = CASE WHEN d.step IS NULL THEN t.tried OPERATOR(pg_catalog.+) d.add ELSE 0 END, \
             fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
-          FROM pg_catalog.unnest($1, $2, $3, $4, $5, $6) AS d (id, fence, step, wakeup_at, error, add) \
+          FROM unnest($1, $2, $3, $4, $5, $6) AS d (id, fence, step, wakeup_at, error, add) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
           RETURNING t.id, t.fence, t.queue, t.priority",
         &[
@@ -111,7 +111,8 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
     let steps = column(6, "steps")?;
     let delays = column(7, "delays")?;
     let errors = column(8, "errors")?;
-    let at = |values: &Option<Vec<Option<Datum>>>, index: usize| values.as_ref().and_then(|values| values[index]);
+    let at =
+        |values: &Option<Vec<Option<Datum>>>, index: usize| values.as_ref().and_then(|values| values[index]);
     let needed = |value: Option<Datum>, name: &'static str, index: usize| {
         value.ok_or(Error::NullElement { name, position: index + 1 })
     };
@@ -183,9 +184,8 @@ pub fn write(
         return room;
     }
     // Memory may know better than the row: the task may have been handed out again since.
-    let held: Vec<Option<Entry>> = slot.with_board(|board| {
-        results.iter().map(|result| board.claim_of(&result.id).copied()).collect()
-    });
+    let held: Vec<Option<Entry>> =
+        slot.with_board(|board| results.iter().map(|result| board.claim_of(&result.id).copied()).collect());
     let unknown: Vec<TaskId> = results
         .iter()
         .filter(|result| matches!(result.outcome, Outcome::Unknown))

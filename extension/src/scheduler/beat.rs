@@ -34,14 +34,14 @@ thread_local! {
             error = CASE WHEN t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
                 THEN pg_catalog.format('the worker was lost while it ran this step (attempt %s, worker %s)', \
                     t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
-          FROM pg_catalog.unnest($1, $2, $3, $4) AS d (id, fence, retries, add) \
+          FROM unnest($1, $2, $3, $4) AS d (id, fence, retries, add) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
           RETURNING t.id, t.error IS NULL",
         &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID],
     ) };
     static WRITE_BEHIND: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET locked_by = d.worker, locked_at = d.since \
-          FROM pg_catalog.unnest($1, $2, $3, $4) AS d (id, fence, worker, since) \
+          FROM unnest($1, $2, $3, $4) AS d (id, fence, worker, since) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
         &[UUIDS, INT8S, UUIDS, TIMES],
     ) };
@@ -49,7 +49,7 @@ thread_local! {
         c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL, \
             tried = CASE WHEN d.counted THEN pg_catalog.greatest(t.tried OPERATOR(pg_catalog.-) 1, 0) ELSE t.tried END, \
             fence = CASE WHEN d.counted THEN t.fence OPERATOR(pg_catalog.+) 1 ELSE t.fence END \
-          FROM pg_catalog.unnest($1, $2, $3) AS d (id, fence, counted) \
+          FROM unnest($1, $2, $3) AS d (id, fence, counted) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
         &[UUIDS, INT8S, BOOLS],
     ) };

@@ -196,7 +196,8 @@ impl Ticker {
                 let len = match &mut current {
                     Some((current, len)) if current == lane => len,
                     _ => {
-                        let len = board.intern(&lane.queue).map_or(0, |queue| board.lane_len(queue, lane.priority));
+                        let len =
+                            board.intern(&lane.queue).map_or(0, |queue| board.lane_len(queue, lane.priority));
                         &mut current.insert((*lane, len)).1
                     }
                 };
@@ -322,7 +323,11 @@ impl Ticker {
         let grace = guc::micros(&guc::WORKER_GRACE);
         let write_after = guc::micros(&guc::WRITE_BEHIND_AFTER);
         let (loss, unwritten) = self.slot.with_board(|board| {
-            let unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
+            let mut unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
+            if board.head.ready > 0 && board.head.workers > 0 {
+                // About to be claimed, of which the scheduler hears nothing: it comes back to write down what still runs then.
+                unwritten = unwritten.or(Some(now));
+            }
             (if board.head.workers > 0 { board.next_loss(grace) } else { None }, unwritten)
         });
         [

@@ -38,7 +38,9 @@ impl Board<'_> {
         if slot.state != WorkerState::Live || slot.stop {
             return;
         }
-        for (index, lane) in self.lanes[..usize::from(self.head.lanes)].iter().enumerate().take(candidates.len()) {
+        for (index, lane) in
+            self.lanes[..usize::from(self.head.lanes)].iter().enumerate().take(candidates.len())
+        {
             let fits = lane.kind == Kind::ANY || slot.knows(lane.kind);
             if lane.len > 0 && fits && slot.takes(lane.queue) {
                 candidates[count] = index as u16;
@@ -48,7 +50,8 @@ impl Board<'_> {
         let mut got = 0;
         while got < want {
             // The best lane, and the key of the second best up to which the best may be emptied.
-            let (mut best, mut best_key, mut limit) = (None, (i16::MAX, Micros::MAX), (i16::MAX, Micros::MAX));
+            let (mut best, mut best_key, mut limit) =
+                (None, (i16::MAX, Micros::MAX), (i16::MAX, Micros::MAX));
             for &lane in &candidates[..count] {
                 let Some(key) = self.lane_key(usize::from(lane)) else { continue };
                 if best.is_none() || key < best_key {
@@ -129,7 +132,8 @@ impl Board<'_> {
         slot.state == WorkerState::Live
             && !slot.stop
             && self.lanes_in_use().filter(|lane| slot.takes(lane.queue)).all(|lane| {
-                lane.priority > entry.priority || (lane.priority == entry.priority && entry.streak < MAX_STREAK)
+                lane.priority > entry.priority
+                    || (lane.priority == entry.priority && entry.streak < MAX_STREAK)
             })
     }
 

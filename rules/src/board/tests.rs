@@ -228,7 +228,8 @@ fn a_worker_that_comes_back_within_the_grace_keeps_its_claims() {
 fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
     let mut memory = small();
     let mut board = memory.board();
-    let row = AssertedRow { fence: 3, due: 1, queue: Q, priority: 0, kind: Kind::new("a", "b"), written: false };
+    let row =
+        AssertedRow { fence: 3, due: 1, queue: Q, priority: 0, kind: Kind::new("a", "b"), written: false };
     let held = Claim { id: id(1), token: 77 };
     let first = board.register(&registration(1), 0).expect("free");
     assert!(board.assert_claim(first, &held, &row, 5));

@@ -181,9 +181,9 @@ impl WorkerSlot {
         match self.state {
             WorkerState::Free | WorkerState::Lost => None,
             WorkerState::Live => Some(self.heartbeat_at.saturating_add(self.lease)),
-            WorkerState::Gone => Some(
-                self.gone_at.saturating_add(grace).min(self.heartbeat_at.saturating_add(self.lease)),
-            ),
+            WorkerState::Gone => {
+                Some(self.gone_at.saturating_add(grace).min(self.heartbeat_at.saturating_add(self.lease)))
+            }
         }
     }
 }

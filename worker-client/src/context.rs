@@ -1,0 +1,83 @@
+//! What a step may know beside its own fields.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::DateTime;
+use chrono::Utc;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// What a step may know beside its own fields; the argument of steps that are declared as `impl Step<Task, Context>`.
+pub struct Context {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) task_id: Uuid,
+    pub(crate) token: i64,
+    pub(crate) tried: i32,
+    pub(crate) due_at: DateTime<Utc>,
+    pub(crate) cancellation: CancellationToken,
+}
+
+/// What all steps of a worker share.
+pub(crate) struct Shared {
+    pub(crate) db: PgPool,
+    pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Context {
+    /// The pool that the worker was made with.
+    pub fn db(&self) -> &PgPool {
+        &self.shared.db
+    }
+
+    /// The task's id.
+    pub fn task_id(&self) -> Uuid {
+        self.task_id
+    }
+
+    /// Which attempt of the step this is, from 1.
+    pub fn attempt(&self) -> i32 {
+        self.tried.saturating_add(1)
+    }
+
+    /// The attempt's token: larger than that of every earlier attempt of any task, across restarts.
+    ///
+    /// Keep the largest one seen beside what the step writes elsewhere, and refuse smaller ones there: then an
+    /// attempt that was given up and goes on nevertheless cannot overwrite the work of a later one.
+    pub fn token(&self) -> i64 {
+        self.token
+    }
+
+    /// When the step was due.
+    pub fn due_at(&self) -> DateTime<Utc> {
+        self.due_at
+    }
+
+    /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker. The step's result will be refused; a few
+    /// seconds later the step is dropped.
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.cancellation
+    }
+
+    /// The application's state, as given to [`crate::Worker::with_state`].
+    ///
+    /// # Panics
+    /// If the worker has no state or one of another type: a mistake in the program, which parks the task as every panic does.
+    pub fn state<T: Any + Send + Sync>(&self) -> &T {
+        self.shared.state.as_deref().and_then(|state| state.downcast_ref()).unwrap_or_else(|| {
+            panic!("the worker has no state of type {}: see Worker::with_state", std::any::type_name::<T>())
+        })
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("task_id", &self.task_id)
+            .field("attempt", &self.attempt())
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}

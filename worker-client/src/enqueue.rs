@@ -1,0 +1,184 @@
+//! Enqueueing, on any executor: a pool, a connection, a transaction of the caller's.
+
+use std::time::Duration;
+
+use chrono::DateTime;
+use chrono::Utc;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::PgExecutor;
+use sqlx::postgres::types::PgInterval;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::Error;
+use crate::Result;
+use crate::Scheduler;
+
+/// Enqueues a task that is due now. Returns its id.
+///
+/// # Errors
+/// [`Error::SerializeStep`] when the step is no JSON, [`Error::AddTask`] when the database refuses it.
+pub async fn enqueue<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler) -> Result<Uuid> {
+    task.enqueue(db).await
+}
+
+/// Enqueues a task that is due after a delay, which the server counts from the start of the transaction.
+///
+/// # Errors
+/// As [`enqueue`].
+pub async fn delay<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler, delay: Duration) -> Result<Uuid> {
+    task.delay(db, delay).await
+}
+
+/// Enqueues a task that is due at a moment. One in the past is due now.
+///
+/// # Errors
+/// As [`enqueue`].
+pub async fn schedule<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler, at: DateTime<Utc>) -> Result<Uuid> {
+    task.schedule(db, at).await
+}
+
+/// Enqueues many tasks in one statement. Returns their ids in the order of the tasks.
+///
+/// # Errors
+/// As [`enqueue`]; none is enqueued then.
+pub async fn enqueue_many<'e, T: Scheduler>(db: impl PgExecutor<'e>, tasks: &[T]) -> Result<Vec<Uuid>> {
+    Enqueue::new().enqueue_many(db, tasks).await
+}
+
+/// Where and how urgently a task is enqueued.
+///
+/// ```rust,no_run
+/// # use pg_task_client as pg_task;
+/// # async fn demo<T: pg_task::Scheduler>(db: sqlx::PgPool, task: T) -> pg_task::Result<()> {
+/// pg_task::Enqueue::new().queue("mail").priority(-10).enqueue(&db, &task).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Enqueue<'a> {
+    queue: &'a str,
+    priority: i16,
+}
+
+impl Default for Enqueue<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a> Enqueue<'a> {
+    /// The queue `default`, priority 0.
+    pub const fn new() -> Self {
+        Self { queue: "default", priority: 0 }
+    }
+
+    /// The queue: a name of 1 to 63 bytes.
+    pub const fn queue(mut self, queue: &'a str) -> Self {
+        self.queue = queue;
+        self
+    }
+
+    /// The priority: lower runs first.
+    pub const fn priority(mut self, priority: i16) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Enqueues a task that is due now.
+    ///
+    /// # Errors
+    /// As [`enqueue()`].
+    pub async fn enqueue<'e>(self, db: impl PgExecutor<'e>, task: &impl Serialize) -> Result<Uuid> {
+        sqlx::query_scalar("SELECT pg_task.enqueue($1, $2, $3)")
+            .bind(step(task)?)
+            .bind(self.queue)
+            .bind(i32::from(self.priority))
+            .fetch_one(db)
+            .await
+            .map_err(Error::AddTask)
+    }
+
+    /// Enqueues a task that is due after a delay.
+    ///
+    /// # Errors
+    /// As [`enqueue()`].
+    pub async fn delay<'e>(
+        self,
+        db: impl PgExecutor<'e>,
+        task: &impl Serialize,
+        delay: Duration,
+    ) -> Result<Uuid> {
+        sqlx::query_scalar("SELECT pg_task.delay($1, $2, $3, $4)")
+            .bind(step(task)?)
+            .bind(interval(delay))
+            .bind(self.queue)
+            .bind(i32::from(self.priority))
+            .fetch_one(db)
+            .await
+            .map_err(Error::AddTask)
+    }
+
+    /// Enqueues a task that is due at a moment.
+    ///
+    /// # Errors
+    /// As [`enqueue()`].
+    pub async fn schedule<'e>(
+        self,
+        db: impl PgExecutor<'e>,
+        task: &impl Serialize,
+        at: DateTime<Utc>,
+    ) -> Result<Uuid> {
+        sqlx::query_scalar("SELECT pg_task.schedule($1, $2, $3, $4)")
+            .bind(step(task)?)
+            .bind(at)
+            .bind(self.queue)
+            .bind(i32::from(self.priority))
+            .fetch_one(db)
+            .await
+            .map_err(Error::AddTask)
+    }
+
+    /// Enqueues many tasks that are due now, in one statement.
+    ///
+    /// # Errors
+    /// As [`enqueue()`]; none is enqueued then.
+    pub async fn enqueue_many<'e, T: Serialize>(
+        self,
+        db: impl PgExecutor<'e>,
+        tasks: &[T],
+    ) -> Result<Vec<Uuid>> {
+        let steps = tasks.iter().map(step).collect::<Result<Vec<_>>>()?;
+        sqlx::query_scalar("SELECT pg_task.enqueue_many($1, $2, $3)")
+            .bind(steps)
+            .bind(self.queue)
+            .bind(i32::from(self.priority))
+            .fetch_one(db)
+            .await
+            .map_err(Error::AddTask)
+    }
+}
+
+/// A step as it is stored. Also used for next steps.
+pub(crate) fn step<T: Serialize>(task: &T) -> Result<Json<Box<RawValue>>> {
+    serde_json::value::to_raw_value(task)
+        .map(Json)
+        .map_err(|error| Error::SerializeStep(error, std::any::type_name::<T>().to_owned()))
+}
+
+/// A duration in microseconds; one that is too long for the type is as good as for ever.
+pub(crate) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    const MICROS_PER_DAY: i64 = 86_400_000_000;
+    let micros = micros(duration);
+    // Days apart, so that durations beyond an interval's microseconds keep their meaning.
+    PgInterval {
+        months: 0,
+        days: i32::try_from(micros / MICROS_PER_DAY).unwrap_or(i32::MAX),
+        microseconds: micros % MICROS_PER_DAY,
+    }
+}

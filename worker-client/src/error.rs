@@ -1,0 +1,61 @@
+//! Errors of the crate and of steps.
+
+use crate::NextStep;
+
+/// An error of the crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A task could not be enqueued.
+    #[error("can't add task")]
+    AddTask(#[source] sqlx::Error),
+    /// A step could not be turned into JSON.
+    #[error("can't serialize step: {1}")]
+    SerializeStep(#[source] serde_json::Error, String),
+    /// The JSON in a row is not a step of this program.
+    #[error("can't deserialize step (was it changed since the task was enqueued?): {1}")]
+    DeserializeStep(#[source] serde_json::Error, String),
+    /// The connection for notifications could not be opened.
+    #[error("listener can't connect to the db")]
+    ListenerConnect(#[source] sqlx::Error),
+    /// `LISTEN` failed.
+    #[error("can't start listening for notifications")]
+    ListenerListen(#[source] sqlx::Error),
+    /// The connection for notifications failed.
+    #[error("listener can't receive notifications")]
+    ListenerReceive(#[source] sqlx::Error),
+    /// The worker's settings do not fit together.
+    #[error("the worker can't start: {0}")]
+    Settings(&'static str),
+    /// Another statement failed; the text says what it was for.
+    #[error("db error: {1}")]
+    Db(#[source] sqlx::Error, String),
+}
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of a step: anything that `?` turns into a boxed error.
+pub type StepError = Box<dyn std::error::Error + 'static + Send + Sync>;
+
+/// What a step returns.
+pub type StepResult<T> = std::result::Result<NextStep<T>, StepError>;
+
+/// Whether a database error says that trying again as it is cannot help: the role, the database or the protocol are wrong.
+pub(crate) fn is_configuration(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            // Authorization, a missing database, privileges, a feature that is not supported (a protocol version).
+            code.starts_with("28") || ["3D000", "42501", "0A000", "22023"].contains(&&*code)
+        }),
+        _ => false,
+    }
+}
+
+/// Whether a database error is about the data of a call, not about the server's state.
+pub(crate) fn is_data(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    // Data exceptions, integrity, program limits.
+    error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+}

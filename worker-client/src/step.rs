@@ -1,0 +1,174 @@
+//! The traits behind `task!` and `scheduler!`.
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use chrono::DateTime;
+use chrono::Utc;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::PgExecutor;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::Context;
+use crate::Enqueue;
+use crate::NextStep;
+use crate::Result;
+use crate::StepResult;
+
+/// A step of the task `Task`.
+///
+/// `Cx` is what the step is given: the [`PgPool`] unless it says otherwise, or the whole [`Context`]. A type parameter, rather than
+/// a second method, lets both kinds of step stand side by side in one task and keeps each of them to one function:
+///
+/// ```rust
+/// # use pg_task_client as pg_task;
+/// use pg_task::{Context, NextStep, Step, StepResult};
+/// # use serde::{Deserialize, Serialize};
+/// # use sqlx::PgPool;
+/// # #[derive(Debug, Deserialize, Serialize)]
+/// # pub struct Charge;
+/// # #[derive(Debug, Deserialize, Serialize)]
+/// # pub struct Thank;
+/// # pg_task_client::task!(Order { Charge, Thank });
+/// impl Step<Order> for Thank {
+///     async fn step(self, _db: &PgPool) -> StepResult<Order> {
+///         NextStep::none()
+///     }
+/// }
+///
+/// impl Step<Order, Context> for Charge {
+///     async fn step(self, cx: &Context) -> StepResult<Order> {
+///         println!("attempt {} of {}", cx.attempt(), cx.task_id());
+///         NextStep::now(Thank)
+///     }
+/// }
+/// ```
+pub trait Step<Task, Cx = PgPool>:
+    Into<Task> + Send + Sized + fmt::Debug + DeserializeOwned + Serialize
+where
+    Task: Sized,
+    Cx: StepArgument,
+{
+    /// How often the step is tried again after an error.
+    const RETRY_LIMIT: i32 = 0;
+
+    /// How long to wait before each retry.
+    const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+    /// Runs the step. A panic counts as an error.
+    fn step(self, cx: &Cx) -> impl Future<Output = StepResult<Task>> + Send;
+
+    /// [`Step::RETRY_LIMIT`] of the step at hand; not meant to be overridden.
+    fn retry_limit(&self) -> i32 {
+        Self::RETRY_LIMIT
+    }
+
+    /// [`Step::RETRY_DELAY`] of the step at hand; not meant to be overridden.
+    fn retry_delay(&self) -> Duration {
+        Self::RETRY_DELAY
+    }
+
+    /// The names of the steps below this one, for the worker's registration; written by the macros.
+    #[doc(hidden)]
+    fn steps(name: &str, out: &mut Vec<StepInfo>) {
+        out.push(StepInfo { name: name.to_owned(), retry_limit: Self::RETRY_LIMIT });
+    }
+}
+
+/// What a step can be given: a [`PgPool`] or a [`Context`].
+pub trait StepArgument: private::Sealed + Sync {
+    /// The argument, out of the context.
+    #[doc(hidden)]
+    fn of(cx: &Context) -> &Self;
+}
+
+impl StepArgument for PgPool {
+    fn of(cx: &Context) -> &Self {
+        cx.db()
+    }
+}
+
+impl StepArgument for Context {
+    fn of(cx: &Context) -> &Self {
+        cx
+    }
+}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for sqlx::PgPool {}
+    impl Sealed for crate::Context {}
+}
+
+/// All tasks of a program, as the enum that [`crate::scheduler!`] makes.
+pub trait Scheduler: fmt::Debug + DeserializeOwned + Serialize + Sized + Sync {
+    /// Enqueues the task; it is due now.
+    fn enqueue<'e>(&self, db: impl PgExecutor<'e>) -> impl Future<Output = Result<Uuid>> + Send {
+        Enqueue::new().enqueue(db, self)
+    }
+
+    /// Enqueues the task; it is due after a delay, by the server's clock.
+    fn delay<'e>(
+        &self,
+        db: impl PgExecutor<'e>,
+        delay: Duration,
+    ) -> impl Future<Output = Result<Uuid>> + Send {
+        Enqueue::new().delay(db, self, delay)
+    }
+
+    /// Enqueues the task; it is due at a moment.
+    fn schedule<'e>(
+        &self,
+        db: impl PgExecutor<'e>,
+        at: DateTime<Utc>,
+    ) -> impl Future<Output = Result<Uuid>> + Send {
+        Enqueue::new().schedule(db, self, at)
+    }
+}
+
+/// A step's name as the server knows it, and its retries.
+#[doc(hidden)]
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StepInfo {
+    /// `Task/Step`.
+    pub name: String,
+    /// [`Step::RETRY_LIMIT`].
+    pub retry_limit: i32,
+}
+
+/// Runs a variant's step and wraps what comes next; `Inner` and `Cx` follow from the only impl that the step has.
+#[doc(hidden)]
+pub async fn run<Outer, Inner, Cx, S>(step: S, cx: &Context) -> StepResult<Outer>
+where
+    Cx: StepArgument,
+    Inner: Into<Outer>,
+    S: Step<Inner, Cx>,
+{
+    step.step(Cx::of(cx)).await.map(|next: NextStep<Inner>| next.map(Into::into))
+}
+
+#[doc(hidden)]
+pub fn retry_limit<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> i32 {
+    step.retry_limit()
+}
+
+#[doc(hidden)]
+pub fn retry_delay<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> Duration {
+    step.retry_delay()
+}
+
+#[doc(hidden)]
+pub fn steps_of<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(
+    prefix: &str,
+    variant: &str,
+    out: &mut Vec<StepInfo>,
+) {
+    if prefix.is_empty() {
+        S::steps(variant, out);
+    } else {
+        S::steps(&format!("{prefix}/{variant}"), out);
+    }
+}

@@ -1,0 +1,193 @@
+//! The session: the connection that stands for the worker. It registers, listens and beats the heart.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::Row;
+use sqlx::postgres::PgListener;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::types::PgInterval;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::Settings;
+use super::backoff;
+use super::dispatcher::Event;
+use crate::enqueue::micros;
+use crate::error;
+use crate::step::StepInfo;
+
+const STOP_CHANNEL: &str = "pg_task_changed";
+const STOP_PAYLOAD: &str = "stop_worker";
+
+/// Steps that a registration can name: the protocol's limit.
+const MAX_STEPS: usize = 512;
+
+/// What the dispatcher asks of the session.
+pub(super) enum Command {
+    /// Register, again if need be, with what the worker still holds.
+    Register(Vec<Held>),
+    /// Sign off and end.
+    Leave,
+}
+
+/// A task that the worker holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) id: Uuid,
+    pub(super) fence: i64,
+    pub(super) token: i64,
+}
+
+pub(super) struct Session<T> {
+    pub(super) worker: Uuid,
+    pub(super) db: PgPool,
+    pub(super) settings: Settings,
+    pub(super) steps: Vec<StepInfo>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    pub(super) events: mpsc::UnboundedSender<Event<T>>,
+}
+
+/// Why a connection is no longer served.
+enum End {
+    Leave,
+    Lost(sqlx::Error),
+}
+
+impl<T> Session<T> {
+    /// Keeps a connection for as long as the worker lives.
+    pub(super) async fn serve(mut self) {
+        let mut failures = 0;
+        loop {
+            let lost = match self.connect().await {
+                Ok(mut listener) => {
+                    let _ = self.events.send(Event::Listening);
+                    match self.listen(&mut listener, &mut failures).await {
+                        End::Leave => return,
+                        End::Lost(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            if self.events.send(Event::SessionLost(lost)).is_err() {
+                return;
+            }
+            tokio::time::sleep(backoff(failures)).await;
+            failures += 1;
+            // Commands that were meant for the lost connection are void; the dispatcher gives them again.
+            while let Ok(command) = self.commands.try_recv() {
+                if matches!(command, Command::Leave) {
+                    let _ = self.events.send(Event::Left);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<PgListener, sqlx::Error> {
+        // A pool of its own with one connection: the user's pool is left to the steps.
+        let options = (*self.db.connect_options()).clone().application_name("pg_task worker");
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy_with(options);
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        listener.listen_all([format!("pg_task_{}", self.worker).as_str(), STOP_CHANNEL]).await?;
+        Ok(listener)
+    }
+
+    async fn listen(&mut self, listener: &mut PgListener, failures: &mut u32) -> End {
+        let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        heartbeat.reset();
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Register(held)) => match self.register(listener, &held).await {
+                        Ok(refused) => {
+                            *failures = 0;
+                            let _ = self.events.send(Event::Registered { refused });
+                        }
+                        Err(error) => return End::Lost(error),
+                    },
+                    Some(Command::Leave) | None => {
+                        let left = sqlx::query("SELECT pg_task.leave($1)").bind(self.worker).execute(&mut *listener);
+                        // If it fails, the end of the connection says the same a little later.
+                        let _ = timeout(Duration::from_secs(5), left).await;
+                        let _ = self.events.send(Event::Left);
+                        return End::Leave;
+                    }
+                },
+                notification = listener.try_recv() => match notification {
+                    Ok(Some(notification)) if notification.channel() == STOP_CHANNEL => {
+                        if notification.payload() == STOP_PAYLOAD {
+                            let _ = self.events.send(Event::Stop);
+                        }
+                    }
+                    Ok(Some(_)) => _ = self.events.send(Event::Wake),
+                    Ok(None) => return End::Lost(sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into())),
+                    Err(error) => return End::Lost(error),
+                },
+                _ = heartbeat.tick() => {
+                    if let Err(error) = self.beat(listener).await {
+                        return End::Lost(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn register(&self, listener: &mut PgListener, held: &[Held]) -> Result<Vec<Uuid>, sqlx::Error> {
+        let lease = PgInterval { months: 0, days: 0, microseconds: micros(self.settings.lease) };
+        // Without names, or with more than the server keeps, the worker is given every step and returns what it does not know.
+        let named = (1..=MAX_STEPS).contains(&self.steps.len());
+        let names = named.then(|| self.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>());
+        let limits = named.then(|| self.steps.iter().map(|step| step.retry_limit).collect::<Vec<_>>());
+        let query = sqlx::query(
+            "SELECT refused FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
+             lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9)",
+        )
+        .bind(self.worker)
+        .bind(&self.settings.queues)
+        .bind(names)
+        .bind(limits)
+        .bind(lease)
+        .bind(&self.settings.name)
+        .bind(held.iter().map(|held| held.id).collect::<Vec<_>>())
+        .bind(held.iter().map(|held| held.fence).collect::<Vec<_>>())
+        .bind(held.iter().map(|held| held.token).collect::<Vec<_>>());
+        let row = timeout(self.settings.lease / 2, query.fetch_one(listener)).await.map_err(timed_out)??;
+        row.try_get::<Vec<Uuid>, _>("refused")
+    }
+
+    async fn beat(&self, listener: &mut PgListener) -> Result<(), sqlx::Error> {
+        let query = sqlx::query("SELECT event, id FROM pg_task.heartbeat($1)").bind(self.worker);
+        // A connection that is half open answers nothing: better a new one than silence until the lease is over.
+        let rows = timeout(self.settings.lease / 3, query.fetch_all(listener)).await.map_err(timed_out)??;
+        let _ = self.events.send(Event::Heard);
+        for row in rows {
+            let event = match row.try_get::<i16, _>("event")? {
+                3 => Event::Cancelled(row.try_get("id")?),
+                4 => Event::Stop,
+                5 => Event::Unregistered,
+                6 => Event::Wake,
+                _ => continue,
+            };
+            let _ = self.events.send(event);
+        }
+        Ok(())
+    }
+}
+
+fn timed_out(_: tokio::time::error::Elapsed) -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
+/// Whether the first registration failed for a reason that will not go away.
+pub(super) fn is_final(error: &sqlx::Error) -> bool {
+    error::is_configuration(error)
+}
