@@ -1,2 +1,45 @@
-//! Development commands.
-fn main() {}
+//! Development commands: `cargo xtask demo|test|lint|cluster|bench`.
+#![expect(clippy::print_stdout, reason = "commands speak to people")]
+
+mod bench;
+mod build;
+mod cluster;
+mod demo;
+mod endpoint;
+mod lint;
+mod setup;
+mod test;
+
+use clap::Parser;
+
+/// Development commands of pg_task.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Command {
+    /// Show the main job: SQL and a trigger enqueue, a worker in another process runs the steps.
+    Demo {
+        /// Leave the server running.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run every test of the project.
+    Test,
+    /// Check formatting, clippy and the shape of the tree.
+    Lint,
+    /// A private server of your own, with the extension.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Demo { keep } => demo::run(keep),
+        Command::Test => test::run(),
+        Command::Lint => lint::run(),
+        Command::Cluster(command) => cluster::run(command),
+        Command::Bench(command) => bench::run(command),
+    }
+}

@@ -1,0 +1,248 @@
+//! A cluster: a data directory with a server of its own.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use anyhow::Context;
+use anyhow::bail;
+
+use crate::Account;
+use crate::Tree;
+use crate::tree::private_folder;
+
+/// How to stop a server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// Sessions are ended, everything is written.
+    Fast,
+    /// As if it crashed.
+    Immediate,
+}
+
+/// A private cluster. It is stopped when the value is dropped, unless [`Cluster::keep`] was called.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    tree: Tree,
+    account: Option<Account>,
+    port: u16,
+    password: String,
+    keep: bool,
+}
+
+/// The ports that are tried, in this order.
+const PORTS: std::ops::Range<u16> = 54_329..54_529;
+
+const USER: &str = "postgres";
+
+impl Cluster {
+    /// Makes a new cluster (an old one of the name is removed) and starts it. `settings` are lines for postgresql.conf.
+    ///
+    /// # Errors
+    /// When the server does not start: its log is in the error.
+    pub fn create(tree: &Tree, name: &str, settings: &[&str]) -> anyhow::Result<Self> {
+        let account = Account::for_server()?;
+        let folder = private_folder()?.join("clusters").join(name);
+        if let Ok(old) = Self::attach(tree, name) {
+            old.stop(Stop::Immediate)?;
+        }
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        if let Some(account) = account {
+            account.own(&folder)?;
+        }
+        let password = random_password()?;
+        let password_file = folder.join("password");
+        fs::write(&password_file, &password)?;
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600))?;
+        if let Some(account) = account {
+            account.own(&password_file)?;
+        }
+        let cluster = Self { folder, tree: tree.clone(), account, port: free_port()?, password, keep: false };
+        cluster.init(&password_file, settings)?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// The cluster of a name that was made before, running or not.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn attach(tree: &Tree, name: &str) -> anyhow::Result<Self> {
+        let folder = private_folder()?.join("clusters").join(name);
+        let port = fs::read_to_string(folder.join("port")).with_context(|| {
+            format!("there is no cluster \"{name}\"; `cargo xtask cluster start` makes one")
+        })?;
+        let password = fs::read_to_string(folder.join("password"))?;
+        let account = Account::for_server()?;
+        Ok(Self { folder, tree: tree.clone(), account, port: port.trim().parse()?, password, keep: true })
+    }
+
+    /// The connection URL of a database.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", self.password, self.port)
+    }
+
+    /// The port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's log file.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Leaves the server running when the value is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Runs SQL through psql, in one session, stopping at the first error; returns what it printed, without alignment or headings.
+    ///
+    /// # Errors
+    /// When a statement fails.
+    pub fn psql(&self, database: &str, sql: &str) -> anyhow::Result<String> {
+        let output =
+            self.psql_command(database).args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-c", sql]).output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// psql, connected to a database.
+    pub fn psql_command(&self, database: &str) -> Command {
+        let mut command = Command::new(self.tree.program("psql"));
+        command.arg(self.url(database));
+        command
+    }
+
+    /// Starts the server and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// When it does not: the end of its log is in the error.
+    pub fn start(&self) -> anyhow::Result<()> {
+        let log = self.log();
+        let mut command = self.command("pg_ctl");
+        command.arg("-D").arg(self.data()).arg("-l").arg(&log).args(["-w", "-t", "60", "start"]);
+        let output =
+            command.stdout(Stdio::null()).stderr(Stdio::null()).status().context("failed to run pg_ctl")?;
+        if !output.success() {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            bail!(
+                "the server did not start; the end of {}:\n{}",
+                log.display(),
+                lines[lines.len().saturating_sub(20)..].join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// Stops the server if it runs.
+    ///
+    /// # Errors
+    /// When it does not stop within a minute.
+    pub fn stop(&self, how: Stop) -> anyhow::Result<()> {
+        if self.postmaster_pid().is_none() {
+            return Ok(());
+        }
+        let mode = match how {
+            Stop::Fast => "fast",
+            Stop::Immediate => "immediate",
+        };
+        let mut command = self.command("pg_ctl");
+        command.arg("-D").arg(self.data()).args(["-m", mode, "-w", "-t", "60", "stop"]).stdout(Stdio::null());
+        if !command.status().context("failed to run pg_ctl")?.success() {
+            bail!("the server did not stop");
+        }
+        Ok(())
+    }
+
+    /// Removes the cluster with all its data.
+    ///
+    /// # Errors
+    /// When it cannot be stopped or removed.
+    pub fn remove(self) -> anyhow::Result<()> {
+        self.stop(Stop::Immediate)?;
+        fs::remove_dir_all(&self.folder).context("failed to remove the cluster")
+    }
+
+    /// The server's first process, if it runs.
+    pub fn postmaster_pid(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
+        let pid: u32 = text.lines().next()?.trim().parse().ok()?;
+        Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
+    }
+
+    fn init(&self, password_file: &Path, settings: &[&str]) -> anyhow::Result<()> {
+        let mut command = self.command("initdb");
+        command
+            .arg("-D")
+            .arg(self.data())
+            .args(["-U", USER, "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"])
+            .arg(format!("--pwfile={}", password_file.display()));
+        let output = command.output().context("failed to run initdb")?;
+        if !output.status.success() {
+            bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let mut lines = vec![
+            "listen_addresses = '127.0.0.1'".to_owned(),
+            format!("port = {}", self.port),
+            "unix_socket_directories = ''".to_owned(),
+            "shared_preload_libraries = 'pg_task'".to_owned(),
+            "max_prepared_transactions = 10".to_owned(),
+            "log_line_prefix = '%m [%p] %d '".to_owned(),
+        ];
+        lines.extend(settings.iter().map(|&line| line.to_owned()));
+        let conf = self.data().join("postgresql.conf");
+        let text = fs::read_to_string(&conf)?;
+        fs::write(&conf, format!("{text}\n{}\n", lines.join("\n")))?;
+        fs::write(self.folder.join("port"), self.port.to_string())?;
+        Ok(())
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.tree.program(program));
+        // A backtrace in every error's DETAIL is not what a user would see.
+        command.env_remove("RUST_BACKTRACE").current_dir("/");
+        if let Some(account) = self.account {
+            account.apply(&mut command);
+        }
+        command
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Nothing more can be done about a server that does not stop.
+            let _ = self.stop(Stop::Fast);
+        }
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    PORTS
+        .into_iter()
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .context("every port from 54329 to 54528 is in use")
+}
+
+fn random_password() -> anyhow::Result<String> {
+    use std::io::Read;
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,96 @@
+//! Finding the server, its headers and clang; saying what is missing.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context;
+
+/// An installed PostgreSQL with its headers.
+#[derive(Clone, Debug)]
+pub struct PgInstall {
+    /// The major version.
+    pub major: u32,
+    /// The program `pg_config`.
+    pub pg_config: PathBuf,
+}
+
+impl PgInstall {
+    /// Finds an installation of a major version that has server headers: `PG_CONFIG`, Debian's folders, then `PATH`.
+    pub fn find(major: u32) -> Option<Self> {
+        let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config"));
+        let from_env = std::env::var_os("PG_CONFIG").map(PathBuf::from);
+        [from_env, Some(debian), Some(PathBuf::from("pg_config"))].into_iter().flatten().find_map(
+            |pg_config| {
+                let install = Self { major, pg_config };
+                let version = install.ask("--version").ok()?;
+                let found = version.split_whitespace().nth(1)?.split('.').next()?.parse::<u32>().ok()?;
+                let headers = install.ask("--includedir-server").ok()?;
+                let server = install.ask("--bindir").ok()?;
+                let whole = found == major
+                    && Path::new(&headers).join("postgres.h").exists()
+                    && Path::new(&server).join("postgres").exists();
+                whole.then_some(install)
+            },
+        )
+    }
+
+    /// What `pg_config` answers.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn ask(&self, option: &str) -> anyhow::Result<String> {
+        let output = Command::new(&self.pg_config)
+            .arg(option)
+            .output()
+            .with_context(|| format!("failed to run {}", self.pg_config.display()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+/// The Debian packages that are needed and not there.
+pub fn missing(major: u32) -> Vec<String> {
+    let mut packages = Vec::new();
+    if PgInstall::find(major).is_none() {
+        packages.extend([format!("postgresql-{major}"), format!("postgresql-server-dev-{major}")]);
+    }
+    let runs = |program: &str| {
+        Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+    };
+    if !runs("clang") {
+        packages.extend(["clang".to_owned(), "libclang-dev".to_owned()]);
+    } else if !has_libclang() {
+        packages.push("libclang-dev".to_owned());
+    }
+    if !runs("pkg-config") {
+        packages.push("pkg-config".to_owned());
+    }
+    if crate::account::is_root() && !runs("sudo") {
+        // The #[pg_test] runner starts its server through sudo when it is root.
+        packages.push("sudo".to_owned());
+    }
+    packages
+}
+
+/// The library that makes the bindings: where LIBCLANG_PATH says, or in the folders of Debian and its like.
+fn has_libclang() -> bool {
+    let has = |folder: &Path| {
+        std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("libclang") && name.contains(".so")
+        })
+    };
+    let llvm = std::fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("llvm-"))
+        .map(|entry| entry.path().join("lib"));
+    std::env::var_os("LIBCLANG_PATH")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(llvm)
+        .chain(["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"].map(PathBuf::from))
+        .any(|folder| has(&folder))
+}

@@ -1,0 +1,17 @@
+//! Private PostgreSQL clusters with pg_task: a copy of the server's files, a data directory and a port of their own.
+//!
+//! Nothing outside the project's `target/` folder is touched, so that clusters of several runs, and the machine's own
+//! server, do not meet.
+
+mod account;
+mod cluster;
+mod install;
+mod tree;
+
+pub use account::Account;
+pub use cluster::Cluster;
+pub use cluster::Stop;
+pub use install::PgInstall;
+pub use install::missing;
+pub use tree::Tree;
+pub use tree::workspace_root;

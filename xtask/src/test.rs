@@ -1,0 +1,78 @@
+//! `cargo xtask test`: every test of the project, from nothing.
+
+use std::fs;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Context;
+use pg_task_cluster::Account;
+use pg_task_cluster::PgInstall;
+use pg_task_cluster::Tree;
+
+use crate::build;
+use crate::build::cargo;
+use crate::setup;
+
+/// pgrx, pgrx-tests and cargo-pgrx must have the same version.
+const CARGO_PGRX: &str = "0.18.1";
+
+pub fn run() -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut stages = 0;
+    let mut stage = |name: &str| {
+        stages += 1;
+        println!("\n== {name} ({} s so far)", began.elapsed().as_secs());
+    };
+    stage("what is needed");
+    let install = setup::ensure()?;
+    stage("unit, property and documentation tests");
+    setup::run(cargo().args(["test", "--workspace", "--exclude", "pg_task", "--exclude", "pg_task_e2e"]))?;
+    stage("the extension, built and put into a private tree");
+    let tree = build::tree()?;
+    stage("end-to-end tests: real clusters, real worker processes");
+    drop(tree);
+    setup::run(cargo().args(["test", "--package", "pg_task_e2e"]))?;
+    stage("tests inside the server");
+    inside_the_server(&install)?;
+    println!(
+        "\ntest result: ok. {stages} stages passed; 0 failed; finished in {} s",
+        began.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+/// The `#[pg_test]`s, through cargo-pgrx.
+fn inside_the_server(install: &PgInstall) -> anyhow::Result<()> {
+    ensure_cargo_pgrx()?;
+    // A tree of their own: cargo-pgrx writes the library in place, which would crash a server that runs on it.
+    let tree = Tree::prepare(install, "pgtest")?;
+    let home = tree.root().join("pgrx");
+    let data = tree.root().join("data");
+    fs::create_dir_all(&home)?;
+    let pg = format!("pg{}", install.major);
+    let pg_config = tree.program("pg_config");
+    setup::run(cargo().args(["pgrx", "init", &format!("--{pg}")]).arg(&pg_config).env("PGRX_HOME", &home))
+        .context("failed to set cargo-pgrx up")?;
+    let mut command = cargo();
+    command
+        .args(["pgrx", "test", &pg, "--package", "pg_task"])
+        .env("PGRX_HOME", &home)
+        .env_remove("RUST_BACKTRACE");
+    if let Some(account) = Account::for_server()? {
+        let _ = fs::remove_dir_all(&data);
+        fs::create_dir_all(&data)?;
+        account.own(&data)?;
+        command.args(["--runas", "postgres", "--pgdata"]).arg(&data);
+    }
+    setup::run(&mut command)
+}
+
+fn ensure_cargo_pgrx() -> anyhow::Result<()> {
+    let version =
+        Command::new("cargo").args(["pgrx", "--version"]).output().context("failed to run cargo")?;
+    if String::from_utf8_lossy(&version.stdout).trim().ends_with(&format!(" {CARGO_PGRX}")) {
+        return Ok(());
+    }
+    println!("Installing cargo-pgrx {CARGO_PGRX}, which takes some minutes.");
+    setup::run(cargo().args(["install", "--locked", "cargo-pgrx", "--version", &format!("={CARGO_PGRX}")]))
+}
