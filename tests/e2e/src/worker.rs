@@ -1,0 +1,174 @@
+//! The worker that the end-to-end tests start in processes of its own. What its steps do, they note in the file `LEDGER`.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pg_task::Context;
+use pg_task::NextStep;
+use pg_task::Step;
+use pg_task::StepResult;
+use pg_task::Worker;
+use serde::Deserialize;
+use serde::Serialize;
+use sqlx::PgPool;
+
+pg_task::task!(Test { Abort, Chain, Fail, Later, Note, Panic, Sleep });
+pg_task::scheduler!(Tasks { Test });
+
+/// The ledger's file.
+struct Ledger(Mutex<std::fs::File>);
+
+impl Ledger {
+    fn note(&self, line: &str) -> std::io::Result<()> {
+        let mut file = self.0.lock().expect("no holder of the lock panics");
+        file.write_all(format!("{line}\n").as_bytes())
+    }
+}
+
+/// Notes its key.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Note {
+    key: String,
+}
+
+impl Step<Test, Context> for Note {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.state::<Ledger>().note(&self.key)?;
+        NextStep::none()
+    }
+}
+
+/// Notes its key and how many steps are left, then goes on.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Chain {
+    key: String,
+    left: u32,
+}
+
+impl Step<Test, Context> for Chain {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        let Self { key, left } = self;
+        cx.state::<Ledger>().note(&format!("{key} {left} {}", cx.token()))?;
+        match left {
+            0 => NextStep::none(),
+            left => NextStep::now(Chain { key, left: left - 1 }),
+        }
+    }
+}
+
+/// Goes on with a note after a delay.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Later {
+    key: String,
+    millis: u64,
+}
+
+impl Step<Test> for Later {
+    async fn step(self, _db: &PgPool) -> StepResult<Test> {
+        NextStep::delay(Note { key: self.key }, Duration::from_millis(self.millis))
+    }
+}
+
+/// Fails until the attempt of the given number.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Fail {
+    until_attempt: i32,
+}
+
+impl Step<Test, Context> for Fail {
+    const RETRY_LIMIT: i32 = 2;
+    const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.state::<Ledger>().note(&format!("attempt {}", cx.attempt()))?;
+        if cx.attempt() < self.until_attempt {
+            let cause = std::io::Error::other("the disk is on fire");
+            return Err(Box::new(Outer(cause)));
+        }
+        NextStep::none()
+    }
+}
+
+#[derive(Debug)]
+struct Outer(std::io::Error);
+
+impl std::fmt::Display for Outer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the report could not be written")
+    }
+}
+
+impl std::error::Error for Outer {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// Panics.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Panic;
+
+impl Step<Test> for Panic {
+    async fn step(self, _db: &PgPool) -> StepResult<Test> {
+        panic!("the step was not ready for this")
+    }
+}
+
+/// Takes the whole process down.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Abort;
+
+impl Step<Test> for Abort {
+    async fn step(self, _db: &PgPool) -> StepResult<Test> {
+        std::process::abort()
+    }
+}
+
+/// Notes that it began, waits, and notes how it ended.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Sleep {
+    key: String,
+    millis: u64,
+}
+
+impl Step<Test, Context> for Sleep {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        let ledger = cx.state::<Ledger>();
+        ledger.note(&format!("{} begins", self.key))?;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(self.millis)) => ledger.note(&format!("{} ends", self.key))?,
+            () = cx.cancellation().cancelled() => ledger.note(&format!("{} cancelled", self.key))?,
+        }
+        NextStep::none()
+    }
+}
+
+fn variable(name: &str) -> anyhow::Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set"))
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .init();
+    let db = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect(&variable("DATABASE_URL")?).await?;
+    let ledger = std::fs::OpenOptions::new().append(true).open(variable("LEDGER")?)?;
+    let lease = Duration::from_millis(variable("LEASE_MS")?.parse()?);
+    let mut worker = Worker::<Tasks>::new(db)
+        .with_name("e2e")
+        .with_concurrency(variable("CONCURRENCY")?.parse::<NonZeroUsize>()?)
+        .with_lease_timeout(lease)
+        .with_heartbeat_interval(lease / 3)
+        .with_state(Ledger(Mutex::new(ledger)));
+    let queues = variable("QUEUES")?;
+    if !queues.is_empty() {
+        worker = worker.with_queues(queues.split(','));
+    }
+    worker.run().await?;
+    Ok(())
+}
