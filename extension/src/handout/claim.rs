@@ -70,8 +70,25 @@ enum Not {
     Known(StepName),
 }
 
-/// Hands out up to `want` tasks.
+/// Hands out up to `want` tasks: fewer only if there are no more, and then the server knows that the worker is idle.
 pub fn claim(slot: Slot, spi: &Connected, worker: usize, want: u32) -> Vec<Task> {
+    let mut tasks = Vec::with_capacity(want as usize);
+    loop {
+        let left = want - tasks.len() as u32;
+        let (mut more, popped) = claim_once(slot, spi, worker, left);
+        tasks.append(&mut more);
+        if popped < left || tasks.len() as u32 == want {
+            break;
+        }
+        // Some ids had no row to run: others may wait behind them.
+    }
+    let left = want - tasks.len() as u32;
+    slot.with_board(|board| board.note_wanted(worker, left));
+    tasks
+}
+
+/// Takes up to `want` ids from the board; returns the tasks among them that can be run, and how many ids there were.
+fn claim_once(slot: Slot, spi: &Connected, worker: usize, want: u32) -> (Vec<Task>, u32) {
     let now = background::now();
     let mut claims = Vec::with_capacity(want as usize);
     let left = slot.with_board(|board| {
@@ -82,7 +99,7 @@ pub fn claim(slot: Slot, spi: &Connected, worker: usize, want: u32) -> Vec<Task>
         slot.wake_scheduler();
     }
     if claims.is_empty() {
-        return Vec::new();
+        return (Vec::new(), 0);
     }
     // From here on an abort gives them back.
     unsettled(slot, |unsettled| unsettled.claims.extend_from_slice(&claims));
@@ -188,7 +205,7 @@ pub fn claim(slot: Slot, spi: &Connected, worker: usize, want: u32) -> Vec<Task>
     reject(slot, rejected);
     let mut keep = keep.into_iter();
     tasks.retain(|_| keep.next().unwrap_or(false));
-    tasks
+    (tasks, claims.len() as u32)
 }
 
 /// Counts the attempts of tasks that may have taken the server or their worker down, before they are run again.

@@ -76,6 +76,14 @@ impl Board<'_> {
         }
     }
 
+    /// How many more tasks the worker would take, after those that it was given: ids without a row to run do not count.
+    pub fn note_wanted(&mut self, worker: usize, wanted: u32) {
+        let slot = &mut self.workers[worker];
+        if slot.state == WorkerState::Live && !slot.stop {
+            slot.wanted = wanted;
+        }
+    }
+
     /// What the claim's row said when it was read.
     pub fn note_row(&mut self, claim: &Claim, row: &ClaimedRow) {
         if let Some(index) = self.find_claim(&claim.id, claim.token) {

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use anyhow::bail;
@@ -234,8 +236,11 @@ impl Drop for Cluster {
 }
 
 fn free_port() -> anyhow::Result<u16> {
-    PORTS
-        .into_iter()
+    /// Several clusters may be made at the same moment: no port is looked at twice.
+    static NEXT: AtomicU16 = AtomicU16::new(PORTS.start);
+
+    std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
+        .take_while(|port| PORTS.contains(port))
         .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
         .context("every port from 54329 to 54528 is in use")
 }

@@ -58,7 +58,8 @@ pub fn shared_server(name: &str) -> &'static Cluster {
 /// A static is never dropped: a small shell waits for the end of this process and stops the server then.
 fn stop_with_this_process(server: &Cluster) {
     let Some(server) = server.postmaster_pid() else { return };
-    let script = format!("while kill -0 {} 2>/dev/null; do sleep 0.2; done; kill -INT {server}", std::process::id());
+    let script =
+        format!("while kill -0 {} 2>/dev/null; do sleep 0.2; done; kill -INT {server}", std::process::id());
     let _ = Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
 }
 
@@ -186,7 +187,8 @@ pub struct WorkerProcess {
 impl WorkerProcess {
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
         if status.success() { Ok(()) } else { bail!("failed to send {name}") }
     }
 

@@ -156,7 +156,8 @@ async fn main() -> anyhow::Result<()> {
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .with_writer(std::io::stderr)
         .init();
-    let db = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect(&variable("DATABASE_URL")?).await?;
+    let db =
+        sqlx::postgres::PgPoolOptions::new().max_connections(2).connect(&variable("DATABASE_URL")?).await?;
     let ledger = std::fs::OpenOptions::new().append(true).open(variable("LEDGER")?)?;
     let lease = Duration::from_millis(variable("LEASE_MS")?.parse()?);
     let mut worker = Worker::<Tasks>::new(db)

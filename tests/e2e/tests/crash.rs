@@ -1,5 +1,9 @@
 //! What breaks, and what must hold nevertheless: nothing lost, no transition doubled.
-#![expect(clippy::print_stdout, clippy::tests_outside_test_module, reason = "an integration test that reports figures")]
+#![expect(
+    clippy::print_stdout,
+    clippy::tests_outside_test_module,
+    reason = "an integration test that reports figures"
+)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,7 +47,8 @@ async fn the_tasks_of_a_killed_worker_run_elsewhere_and_the_attempt_is_counted()
 }
 
 #[tokio::test]
-async fn a_worker_that_falls_silent_loses_its_tasks_after_its_lease_and_its_late_result_is_refused() -> Result<()> {
+async fn a_worker_that_falls_silent_loses_its_tasks_after_its_lease_and_its_late_result_is_refused()
+-> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("silent")?);
     let lease = Duration::from_secs(3);
     let worker = db.known_worker(WorkerOptions { lease, ..options(&ledger) }).await?;
@@ -93,7 +98,8 @@ async fn a_scheduler_and_a_launcher_that_are_terminated_come_back_and_nothing_is
     db.until(&format!("SELECT pid <> {pid} AND state = 'running' FROM pg_task.scheduler")).await?;
     db.until_done().await?;
     let scheduler = db.ask("SELECT pid FROM pg_task.scheduler").await?;
-    db.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_task launcher'").await?;
+    db.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_task launcher'")
+        .await?;
     db.until("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_task launcher'").await?;
     db.run(r#"SELECT pg_task.enqueue('{"Test":{"Note":{"key":"c"}}}')"#).await?;
     db.until_done().await?;

@@ -28,7 +28,8 @@ async fn whatever_commits_a_row_gets_it_run_once_and_what_is_rolled_back_never_r
     let (db, ledger) = (database().await?, Ledger::new("ways")?);
     let _worker = db.known_worker(options(&ledger)).await?;
     db.run(&format!("SELECT pg_task.enqueue('{}')", note("function"))).await?;
-    db.run(&format!("INSERT INTO pg_task.task (step) VALUES ('{}'), ('{}')", note("row-1"), note("row-2"))).await?;
+    db.run(&format!("INSERT INTO pg_task.task (step) VALUES ('{}'), ('{}')", note("row-1"), note("row-2")))
+        .await?;
     db.run(&format!("BEGIN; SELECT pg_task.enqueue('{}'); ROLLBACK", note("rolled-back"))).await?;
     db.run(&format!(
         "DO $$ BEGIN
@@ -76,8 +77,8 @@ async fn whatever_commits_a_row_gets_it_run_once_and_what_is_rolled_back_never_r
 }
 
 #[tokio::test]
-async fn a_failing_step_is_retried_then_parked_with_its_causes_and_goes_on_when_the_error_is_cleared() -> Result<()>
-{
+async fn a_failing_step_is_retried_then_parked_with_its_causes_and_goes_on_when_the_error_is_cleared()
+-> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("fail")?);
     let mut errors = pg_task::listen_for_task_errors(&db.pool).await?;
     let _worker = db.known_worker(options(&ledger)).await?;
@@ -157,12 +158,14 @@ async fn priorities_are_honoured_and_workers_take_only_their_queues() -> Result<
     for (key, queue, priority) in
         [("last", "a", 5), ("second", "a", 0), ("other", "b", -9), ("first", "a", -5), ("third", "a", 1)]
     {
-        db.run(&format!("SELECT pg_task.enqueue('{}', queue => '{queue}', priority => {priority})", note(key)))
-            .await?;
+        db.run(&format!(
+            "SELECT pg_task.enqueue('{}', queue => '{queue}', priority => {priority})",
+            note(key)
+        ))
+        .await?;
     }
     db.until("SELECT sum(ready) = 5 FROM pg_task.lanes()").await?;
-    let _worker =
-        db.known_worker(WorkerOptions { queues: "a", concurrency: 1, ..options(&ledger) }).await?;
+    let _worker = db.known_worker(WorkerOptions { queues: "a", concurrency: 1, ..options(&ledger) }).await?;
     db.until("SELECT count(*) = 1 FROM pg_task.task").await?;
     assert_eq!(ledger.lines(), ["first", "second", "third", "last"]);
     assert_eq!(db.ask("SELECT queue FROM pg_task.queues").await?, "b");
@@ -176,7 +179,8 @@ async fn a_cancelled_task_ends_its_step_and_a_stopped_worker_finishes_what_it_ru
     db.run(r#"SELECT pg_task.enqueue('{"Test":{"Sleep":{"key":"long","millis":600000}}}')"#).await?;
     db.run(r#"SELECT pg_task.enqueue('{"Test":{"Sleep":{"key":"short","millis":1500}}}')"#).await?;
     db.until("SELECT count(*) = 2 FROM pg_task.running").await?;
-    db.run(r#"SELECT pg_task.cancel(id) FROM pg_task.task WHERE step->'Test'->'Sleep'->>'key' = 'long'"#).await?;
+    db.run(r#"SELECT pg_task.cancel(id) FROM pg_task.task WHERE step->'Test'->'Sleep'->>'key' = 'long'"#)
+        .await?;
     db.until("SELECT count(*) = 1 FROM pg_task.running").await?;
     // Slow enough to be written down in its row.
     db.until("SELECT count(*) = 1 FROM pg_task.task WHERE locked_by IS NOT NULL").await?;
@@ -192,7 +196,8 @@ async fn a_cancelled_task_ends_its_step_and_a_stopped_worker_finishes_what_it_ru
 #[tokio::test]
 async fn the_seed_s_stop_message_stops_every_worker() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("stop")?);
-    let (mut one, mut two) = (db.known_worker(options(&ledger)).await?, db.known_worker(options(&ledger)).await?);
+    let (mut one, mut two) =
+        (db.known_worker(options(&ledger)).await?, db.known_worker(options(&ledger)).await?);
     db.run("SELECT pg_notify('pg_task_changed', 'stop_worker')").await?;
     assert!(one.ended().await?);
     assert!(two.ended().await?);
@@ -225,7 +230,8 @@ async fn idle_workers_and_the_scheduler_burn_no_transaction_ids() -> Result<()> 
     let before = db.ask(next_xid).await?;
     for _ in 0..3 {
         let last = db.ask(heard).await?;
-        db.until(&format!("SELECT extract(epoch FROM heartbeat_at) * 1000000 > {last} FROM pg_task.workers")).await?;
+        db.until(&format!("SELECT extract(epoch FROM heartbeat_at) * 1000000 > {last} FROM pg_task.workers"))
+            .await?;
     }
     assert_eq!(db.ask(next_xid).await?, before);
     Ok(())

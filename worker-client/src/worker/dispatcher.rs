@@ -380,11 +380,9 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             warn!("a call failed and will be made again: {}", source_chain::text(&error));
         }
         results.into_iter().rev().for_each(|result| self.results.push_front(result));
-        if error.as_database_error().is_none() {
-            // It is not known what the server did with the call: registering again settles it.
-            if self.standing == Standing::Registered {
-                self.standing = Standing::Listening;
-            }
+        // It is not known what the server did with the call: registering again settles it.
+        if self.standing == Standing::Registered {
+            self.standing = Standing::Listening;
         }
         let (sender, rest) = (self.sender.clone(), backoff(self.lane_failures));
         self.lane_failures += 1;

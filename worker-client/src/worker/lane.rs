@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::dispatcher::Event;
 use super::executor::Finished;
 use super::executor::Outcome;
+use crate::error;
 
 const EXCHANGE: &str = "SELECT event, id, fence, token, tried, wakeup_at, step \
     FROM pg_task.exchange($1, $2, $3, $4, $5, $6, $7, $8, $9)";
@@ -50,8 +51,8 @@ pub(super) async fn serve<T: Send + 'static>(
     let mut connection: Option<PgConnection> = None;
     while let Some(Call { want, results }) = calls.recv().await {
         let rows = exchange(&mut connection, &db, query(worker, want, &results)).await;
-        if rows.as_ref().is_err_and(|error| error.as_database_error().is_none()) {
-            // Whatever state it is in: the next call opens a new one.
+        if rows.as_ref().is_err_and(|error| !error::is_data(error)) {
+            // Whatever state it is in, or whatever ended it: the next call opens a new one.
             connection = None;
         }
         if events.send(Event::Answer(Answer { lane, want, results, rows })).is_err() {
