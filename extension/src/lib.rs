@@ -20,6 +20,8 @@ mod produce;
 mod scheduler;
 mod shmem;
 mod spi;
+#[cfg(any(test, feature = "pg_test"))]
+mod tests;
 mod triggers;
 mod utility_hook;
 mod uuid7;

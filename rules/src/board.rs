@@ -285,7 +285,10 @@ impl Board<'_> {
     /// Moves an entry that is in no list to a lane, ready.
     fn return_ready(&mut self, index: u32, kind: Kind, label: Label) -> bool {
         let Entry { queue, priority, .. } = self.entries[index as usize];
-        let Some(lane) = self.lane_for(queue, priority, kind) else {
+        // Steps that nobody knows may be of any number: they leave half of the lanes to what can be run.
+        let crowded = kind != Kind::ANY
+            && self.lanes_in_use().filter(|lane| lane.kind != Kind::ANY).count() >= self.lanes.len() / 2;
+        let Some(lane) = (!crowded).then(|| self.lane_for(queue, priority, kind)).flatten() else {
             self.put_free(index);
             return false;
         };

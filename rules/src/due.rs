@@ -76,6 +76,8 @@ pub struct DueBook {
     held: usize,
     capacity: usize,
     read_limit: usize,
+    /// From where the table is to be read again in lanes that are still to be found.
+    rescan_from: Micros,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl DueBook {
     ///
     /// Every lane has an equal share of the capacity, though never less than [`MIN_SHARE`] rows.
     pub fn new(capacity: usize, read_limit: usize) -> Self {
-        Self { lanes: BTreeMap::new(), held: 0, capacity, read_limit }
+        Self { lanes: BTreeMap::new(), held: 0, capacity, read_limit, rescan_from: Micros::MAX }
     }
 
     /// A committed row is due at `key.due`, or will be.
@@ -112,17 +114,23 @@ impl DueBook {
         }
     }
 
-    /// A lane that has rows in the table. If it is new to the book it will be read from its start.
-    pub fn found_lane(&mut self, lane: LaneKey) {
-        self.lanes.entry(lane).or_insert_with(LaneBook::nothing_known);
+    /// All lanes that have rows in the table. Those that are new to the book will be read from their start.
+    pub fn found_lanes(&mut self, lanes: &[LaneKey]) {
+        for lane in lanes {
+            let book = self.lanes.entry(*lane).or_insert_with(LaneBook::nothing_known);
+            // A lane that a hint has made since the rescan was asked for looks whole and is not.
+            if self.rescan_from != Micros::MAX {
+                book.read_again(self.rescan_from);
+            }
+        }
+        self.rescan_from = Micros::MAX;
     }
 
-    /// Rows that are due at `from` or later may have been missed: read again from there.
+    /// Rows that are due at `from` or later may have been missed: read again from there. The lanes have to be looked for again
+    /// as well, see [`DueBook::found_lanes`].
     pub fn rescan(&mut self, from: Micros) {
-        for book in self.lanes.values_mut() {
-            book.mark = book.mark.min(RowKey::from_due(from));
-            book.unread_due = book.unread_due.min(from);
-        }
+        self.rescan_from = self.rescan_from.min(from);
+        self.lanes.values_mut().for_each(|book| book.read_again(from));
     }
 
     /// The read that is needed next, if any.
@@ -218,6 +226,11 @@ impl DueBook {
 }
 
 impl LaneBook {
+    fn read_again(&mut self, from: Micros) {
+        self.mark = self.mark.min(RowKey::from_due(from));
+        self.unread_due = self.unread_due.min(from);
+    }
+
     fn wants_read(&self, limit: usize) -> bool {
         self.mark != RowKey::END && self.upcoming.len() < limit.div_ceil(2)
     }
@@ -260,6 +273,11 @@ mod tests {
         }
     }
 
+    fn find_lanes(book: &mut DueBook, table: &BTreeSet<(LaneKey, RowKey)>) {
+        let lanes: BTreeSet<LaneKey> = table.iter().map(|(lane, _)| *lane).collect();
+        book.found_lanes(&lanes.into_iter().collect::<Vec<_>>());
+    }
+
     #[test]
     fn the_successor_of_the_last_id_is_in_the_next_microsecond() {
         assert_eq!(RowKey { due: 5, id: [0xff; 16] }.successor(), RowKey::from_due(6));
@@ -269,7 +287,7 @@ mod tests {
     #[test]
     fn sleepers_are_read_once_and_the_book_sleeps_until_the_first_is_due() {
         let mut book = DueBook::new(100, 10);
-        book.found_lane(lane(0));
+        book.found_lanes(&[lane(0)]);
         let table: BTreeSet<_> = (0..5).map(|n| (lane(0), key(10_000_000 + i64::from(n), n))).collect();
         serve_reads(&mut book, &table, 0);
         assert_eq!(book.next_read(0), None);
@@ -290,6 +308,7 @@ mod tests {
     enum Op {
         Commit(u8, i64),
         CommitUnseen(u8, i64),
+        FindLanes,
         Tick(i64, u8),
     }
 
@@ -297,6 +316,7 @@ mod tests {
         prop_oneof![
             4 => (any::<u8>(), 0..40_i64).prop_map(|(n, after)| Op::Commit(n, after * 100_000)),
             1 => (any::<u8>(), 0..40_i64).prop_map(|(n, after)| Op::CommitUnseen(n, after * 100_000)),
+            1 => Just(Op::FindLanes),
             3 => (0..20_i64, any::<u8>()).prop_map(|(step, room)| Op::Tick(step * 100_000, room % 8)),
         ]
     }
@@ -323,11 +343,9 @@ mod tests {
                         let row = key(now - 500_000 + after, n);
                         if table.insert((lane(n), row)) {
                             book.rescan(row.due);
-                            for (lane, _) in &table {
-                                book.found_lane(*lane);
-                            }
                         }
                     }
+                    Op::FindLanes => find_lanes(&mut book, &table),
                     Op::Tick(step, mut room) => {
                         now += step;
                         serve_reads(&mut book, &table, now);
@@ -345,6 +363,7 @@ mod tests {
                     }
                 }
             }
+            find_lanes(&mut book, &table);
             // Time goes on from one moment that the book names to the next, with room for all.
             for _ in 0..2000 {
                 serve_reads(&mut book, &table, now);

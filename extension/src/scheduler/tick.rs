@@ -295,7 +295,7 @@ impl Ticker {
             let std::panic::AssertUnwindSafe(book) = book;
             spi::connected(|spi| {
                 if find_lanes {
-                    lanes(spi).into_iter().for_each(|lane| book.found_lane(lane));
+                    book.found_lanes(&lanes(spi));
                 }
                 for _ in 0..READS_PER_TICK {
                     let Some(read) = book.next_read(now) else { break };

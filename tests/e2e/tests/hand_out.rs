@@ -47,8 +47,8 @@ async fn whatever_commits_a_row_gets_it_run_once_and_what_is_rolled_back_never_r
     .await?;
     db.run("COMMIT PREPARED 'two-phase'").await?;
     db.run(&format!(
-        "SELECT pg_task.enqueue_many(array_agg(replace('{}', 'N', n::text)::jsonb)) FROM generate_series(1, 500) AS n",
-        note("many-N")
+        "SELECT pg_task.enqueue_many(array_agg(replace('{}', '#', n::text)::jsonb)) FROM generate_series(1, 500) AS n",
+        note("many-#")
     ))
     .await?;
     db.run(
