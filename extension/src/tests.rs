@@ -12,7 +12,9 @@ mod tests {
     fn a_plain_insert_of_a_step_is_enough() {
         Spi::run(r#"INSERT INTO pg_task.task (step) VALUES ('{"A":{"B":1}}')"#).expect("it is a step");
         assert_eq!(
-            one::<bool>("SELECT queue = 'default' AND priority = 0 AND tried = 0 AND fence = 0 AND error IS NULL AND wakeup_at = now() FROM pg_task.task"),
+            one::<bool>(
+                "SELECT queue = 'default' AND priority = 0 AND tried = 0 AND fence = 0 AND error IS NULL AND wakeup_at = now() FROM pg_task.task"
+            ),
             Some(true)
         );
     }
@@ -26,7 +28,9 @@ mod tests {
         )
         .expect("they are steps");
         assert_eq!(
-            one::<i64>("SELECT count(*) FROM pg_task.task WHERE (queue, priority, wakeup_at) IN (('mail', -3, now()), ('default', 0, now() + interval '1 hour'), ('default', 0, '2020-01-01'))"),
+            one::<i64>(
+                "SELECT count(*) FROM pg_task.task WHERE (queue, priority, wakeup_at) IN (('mail', -3, now()), ('default', 0, now() + interval '1 hour'), ('default', 0, '2020-01-01'))"
+            ),
             Some(3)
         );
     }
@@ -46,7 +50,8 @@ mod tests {
 
     #[pg_test]
     fn numbers_in_a_step_stay_exact() {
-        Spi::run(r#"SELECT pg_task.enqueue('{"A":{"B":[1e400, 1.10, 18446744073709551616]}}')"#).expect("a step");
+        Spi::run(r#"SELECT pg_task.enqueue('{"A":{"B":[1e400, 1.10, 18446744073709551616]}}')"#)
+            .expect("a step");
         let zeros = "0".repeat(400);
         assert_eq!(
             one::<String>("SELECT (step->'A'->'B')::text FROM pg_task.task"),
@@ -59,12 +64,16 @@ mod tests {
         Spi::run("SELECT pg_task.enqueue(NULL)").expect("raised before");
     }
 
-    #[pg_test(error = "a step must be an object with one key, the task's name, that holds an object with one key, the step's name")]
+    #[pg_test(
+        error = "a step must be an object with one key, the task's name, that holds an object with one key, the step's name"
+    )]
     fn a_step_with_two_tasks_is_refused() {
         Spi::run(r#"SELECT pg_task.enqueue('{"A":{"B":1},"C":{"D":1}}')"#).expect("raised before");
     }
 
-    #[pg_test(error = "a step must be an object with one key, the task's name, that holds an object with one key, the step's name")]
+    #[pg_test(
+        error = "a step must be an object with one key, the task's name, that holds an object with one key, the step's name"
+    )]
     fn a_plain_insert_of_an_array_is_refused() {
         Spi::run("INSERT INTO pg_task.task (step) VALUES ('[1]')").expect("raised before");
     }
@@ -91,7 +100,8 @@ mod tests {
 
     #[pg_test(error = "\"steps\" has a NULL at position 2")]
     fn a_null_among_many_is_refused_with_its_position() {
-        Spi::run(r#"SELECT pg_task.enqueue_many(ARRAY['{"A":{"B":1}}'::jsonb, NULL])"#).expect("raised before");
+        Spi::run(r#"SELECT pg_task.enqueue_many(ARRAY['{"A":{"B":1}}'::jsonb, NULL])"#)
+            .expect("raised before");
     }
 
     #[pg_test]
@@ -111,7 +121,10 @@ mod tests {
         Spi::run(r#"INSERT INTO pg_task.task (step, tried, error) VALUES ('{"A":{"B":1}}', 4, 'broke')"#)
             .expect("an administrator may");
         Spi::run("UPDATE pg_task.task SET error = NULL").expect("it is there");
-        assert_eq!(one::<bool>("SELECT fence = 1 AND tried = 0 AND error IS NULL FROM pg_task.task"), Some(true));
+        assert_eq!(
+            one::<bool>("SELECT fence = 1 AND tried = 0 AND error IS NULL FROM pg_task.task"),
+            Some(true)
+        );
         Spi::run("UPDATE pg_task.task SET wakeup_at = now() + interval '1 day'").expect("it is there");
         assert_eq!(one::<i64>("SELECT fence FROM pg_task.task"), Some(2));
         Spi::run("UPDATE pg_task.task SET locked_by = id, locked_at = now()").expect("it is there");
@@ -196,7 +209,9 @@ mod tests {
     #[pg_test]
     fn an_id_of_the_server_is_a_version_7_uuid_and_ascends() {
         assert_eq!(
-            one::<bool>("SELECT bool_and(substr(id::text, 15, 1) = '7' AND substr(id::text, 20, 1) IN ('8', '9', 'a', 'b')) AND bool_and(coalesce(id > before, true)) FROM (SELECT id, lag(id) OVER (ORDER BY n) AS before FROM (SELECT n, pg_task.uuid7() AS id FROM generate_series(1, 20000) AS n) AS x) AS y"),
+            one::<bool>(
+                "SELECT bool_and(substr(id::text, 15, 1) = '7' AND substr(id::text, 20, 1) IN ('8', '9', 'a', 'b')) AND bool_and(coalesce(id > before, true)) FROM (SELECT id, lag(id) OVER (ORDER BY n) AS before FROM (SELECT n, pg_task.uuid7() AS id FROM generate_series(1, 20000) AS n) AS x) AS y"
+            ),
             Some(true)
         );
     }
