@@ -47,7 +47,8 @@ thread_local! {
     ) };
     static UNWRITE: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL, \
-            tried = CASE WHEN d.counted THEN pg_catalog.greatest(t.tried OPERATOR(pg_catalog.-) 1, 0) ELSE t.tried END, \
+            tried = CASE WHEN d.counted AND t.tried OPERATOR(pg_catalog.>) 0 \
+                THEN t.tried OPERATOR(pg_catalog.-) 1 ELSE t.tried END, \
             fence = CASE WHEN d.counted THEN t.fence OPERATOR(pg_catalog.+) 1 ELSE t.fence END \
           FROM unnest($1, $2, $3) AS d (id, fence, counted) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",

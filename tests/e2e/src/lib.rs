@@ -1,5 +1,7 @@
 //! The harness of the end-to-end tests: a server, databases, worker processes, and waiting on conditions with a deadline.
 
+mod session;
+
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -18,6 +20,9 @@ use pg_task_cluster::PgInstall;
 use pg_task_cluster::Tree;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+
+pub use session::Refusal;
+pub use session::Session;
 
 /// How long a condition may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
