@@ -59,7 +59,8 @@ COMMENT ON COLUMN pg_task.task.updated_at IS 'Start of the transaction that last
 CREATE INDEX task_due ON pg_task.task (queue, priority, wakeup_at, id) WHERE error IS NULL;
 COMMENT ON INDEX pg_task.task_due IS 'What is due, by queue, priority and time';
 
-CREATE INDEX task_failed ON pg_task.task (queue, updated_at) WHERE error IS NOT NULL;
+-- No column that a next step changes may be in an index, or no update could stay on its page (HOT): not updated_at.
+CREATE INDEX task_failed ON pg_task.task (queue, id) WHERE error IS NOT NULL;
 COMMENT ON INDEX pg_task.task_failed IS 'Parked tasks: empty while all is well';
 
 SELECT pg_catalog.pg_extension_config_dump('pg_task.task', '');

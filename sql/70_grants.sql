@@ -21,7 +21,8 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
         pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer),
         pg_task.heartbeat(uuid), pg_task.leave(uuid),
-        pg_task.exchange(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[]) TO %s', role);
+        pg_task.exchange(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[], bigint),
+        pg_task.exchange_packed(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[], bigint) TO %s', role);
 END $$;
 COMMENT ON FUNCTION pg_task.grant_work(regrole) IS 'Lets a role run workers, and enqueue';
 

@@ -5,8 +5,10 @@
 
 mod claim;
 mod exchange;
+mod output;
 mod register;
 mod results;
+mod written;
 
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,6 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
+use pg_task_rules::board::Advance;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Claim;
 use pg_task_rules::inbox::Hint;
@@ -34,12 +37,29 @@ thread_local! {
 /// What the current transaction has done that memory learns at its end.
 struct Unsettled {
     slot: Option<Slot>,
+    /// The worker that called, if it was registered.
+    caller: Option<Caller>,
     /// Claims that this transaction made.
     claims: Vec<Claim>,
     /// Claims that end when it commits.
     ends: Vec<(TaskId, i64, End)>,
     /// Rows that are due at a later time when it commits.
     hints: Vec<Hint>,
+}
+
+/// A worker's place on the board and the registration under which it called.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    place: usize,
+    generation: u32,
+}
+
+impl Caller {
+    /// Whether the registration is still the worker's last one. After another one nothing that was begun under this one may go on
+    /// as a claim: the worker has said then what it holds, and never hears the answer of the older call.
+    fn is_current(self, board: &Board<'_>) -> bool {
+        board.workers.get(self.place).is_some_and(|worker| worker.generation == self.generation)
+    }
 }
 
 /// How a claim ends.
@@ -52,14 +72,16 @@ enum End {
     /// It waits for a worker that knows the step.
     Misfit(Kind, Label),
     /// Its next step goes on under a new token and fence.
-    Advance(i64, i64),
+    Advance(Advance),
 }
 
 impl Unsettled {
-    const NOTHING: Self = Self { slot: None, claims: Vec::new(), ends: Vec::new(), hints: Vec::new() };
+    const NOTHING: Self =
+        Self { slot: None, caller: None, claims: Vec::new(), ends: Vec::new(), hints: Vec::new() };
 
     fn clear(&mut self) {
         self.slot = None;
+        self.caller = None;
         self.claims.clear();
         self.ends.clear();
         self.hints.clear();
@@ -73,11 +95,17 @@ pub fn at_end(committed: bool) {
         let now = background::now();
         let mut returned = false;
         slot.with_board(|board| {
+            let current = unsettled.caller.is_none_or(|caller| caller.is_current(board));
             if committed {
                 for (id, token, end) in &unsettled.ends {
-                    returned |= settle(board, id, *token, *end, now);
+                    let end = match *end {
+                        End::Advance(_) if !current => End::Back,
+                        end => end,
+                    };
+                    returned |= settle(board, id, *token, end, now);
                 }
-            } else {
+            }
+            if !committed || !current {
                 for claim in &unsettled.claims {
                     returned |= board.give_back(&claim.id, claim.token);
                 }
@@ -115,8 +143,8 @@ fn settle(board: &mut Board<'_>, id: &TaskId, token: i64, end: End, now: Micros)
             }
             board.misfit(id, token, kind, label)
         }
-        End::Advance(next, fence) => {
-            board.advance(id, token, next, fence, now);
+        End::Advance(next) => {
+            board.advance(id, token, &next, now);
             false
         }
     }

@@ -9,30 +9,39 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::guc;
 
-/// What is read of a step: whose it is.
+/// What is read of a step: whose it is. It points into the `jsonb`.
 #[derive(Clone, Copy)]
-pub struct StepName {
+pub struct StepName<'a> {
+    task: &'a str,
+    step: &'a str,
+}
+
+impl StepName<'_> {
     /// The kind, for comparisons.
-    pub kind: Kind,
+    pub fn kind(&self) -> Kind {
+        Kind::new(self.task, self.step)
+    }
+
     /// `Task/Step`, for people.
-    pub label: Label,
+    pub fn label(&self) -> Label {
+        Label::new(&format!("{}/{}", self.task, self.step))
+    }
 }
 
 /// The name of the step in a `jsonb`, if it has the shape `{"Task": {"Step": …}}`.
 ///
 /// # Safety
-/// The datum is a `jsonb`.
-pub unsafe fn step_name(datum: Datum) -> Option<StepName> {
-    // SAFETY: the datum is detoasted first; the container and its only element are then read through PostgreSQL's functions.
-    unsafe {
-        let jsonb = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
-        let (task, inner) = only_pair(&raw mut (*jsonb).root)?;
-        if (*inner).type_ != pg_sys::jbvType::jbvBinary {
-            return None;
-        }
-        let (step, _) = only_pair((*inner).val.binary.data)?;
-        Some(StepName { kind: Kind::new(task, step), label: Label::new(&format!("{task}/{step}")) })
-    }
+/// The datum is a `jsonb` that stays where it is as long as the name is used.
+pub unsafe fn step_name<'a>(datum: Datum) -> Option<StepName<'a>> {
+    // SAFETY: the datum is detoasted first; the slice covers what its header says.
+    let root = unsafe {
+        let jsonb = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        let len = pgrx::varlena::varsize_any_exhdr(jsonb);
+        std::slice::from_raw_parts(pgrx::varlena::vardata_any(jsonb).cast::<u8>(), len)
+    };
+    let (task, inner) = only_pair(root)?;
+    let (step, _) = only_pair(inner?)?;
+    Some(StepName { task, step })
 }
 
 /// Checks a step before it is stored.
@@ -74,31 +83,27 @@ unsafe fn shortened(datum: Datum) -> String {
 /// `jsonb_out` in `pg_proc.dat`.
 const F_JSONB_OUT: u32 = 3804;
 
-/// The key and the value of an object that has exactly one.
+/// The key of an object that has exactly one, and its value if that is an object or an array.
 ///
-/// # Safety
-/// `container` points to a jsonb container that stays where it is.
-unsafe fn only_pair<'a>(
-    container: *mut pg_sys::JsonbContainer,
-) -> Option<(&'a str, *mut pg_sys::JsonbValue)> {
+/// `utils/jsonb.h` of the server tells the form: a header word, one word for the key and one for the value, which say type and
+/// end, then the key's bytes and, aligned to four, the value.
+fn only_pair(container: &[u8]) -> Option<(&str, Option<&[u8]>)> {
     const COUNT: u32 = 0x0fff_ffff;
     const IS_OBJECT: u32 = 0x2000_0000;
-    // SAFETY: the header is the container's first word. The iterator yields begin, key, value for an object with one pair; the key's
-    // bytes lie in the container.
-    unsafe {
-        let header = (*container).header;
-        if header & IS_OBJECT == 0 || header & COUNT != 1 {
-            return None;
-        }
-        let mut iterator = pg_sys::JsonbIteratorInit(container);
-        let value = pg_sys::palloc(size_of::<pg_sys::JsonbValue>()).cast::<pg_sys::JsonbValue>();
-        pg_sys::JsonbIteratorNext(&mut iterator, value, true);
-        pg_sys::JsonbIteratorNext(&mut iterator, value, true);
-        let key = &(*value).val.string;
-        let key = std::slice::from_raw_parts(key.val.cast::<u8>(), key.len as usize);
-        pg_sys::JsonbIteratorNext(&mut iterator, value, true);
-        Some((std::str::from_utf8(key).ok()?, value))
+    const END: u32 = 0x0fff_ffff;
+    const TYPE: u32 = 0x7000_0000;
+    const IS_CONTAINER: u32 = 0x5000_0000;
+    const DATA: usize = 12;
+    let word = |at: usize| Some(u32::from_ne_bytes(container.get(at..at + 4)?.try_into().ok()?));
+    let header = word(0)?;
+    if header & IS_OBJECT == 0 || header & COUNT != 1 {
+        return None;
     }
+    let (key, value) = (word(4)?, word(8)?);
+    let end = DATA + (key & END) as usize;
+    let text = std::str::from_utf8(container.get(DATA..end)?).ok()?;
+    let inner = (value & TYPE == IS_CONTAINER).then(|| container.get(end.next_multiple_of(4)..)).flatten();
+    Some((text, inner))
 }
 
 fn step_is_valid(call: &mut Call) -> Result<Option<Datum>, Error> {

@@ -20,6 +20,7 @@ mod produce;
 mod scheduler;
 mod shmem;
 mod spi;
+mod task_table;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;
 mod triggers;

@@ -148,6 +148,19 @@ pub unsafe fn text_from(datum: Datum) -> String {
     }
 }
 
+/// The bytes of a `text` where they lie; a compressed one is unpacked first.
+///
+/// # Safety
+/// The datum is a `text` that stays where it is as long as the bytes are used.
+pub unsafe fn bytes_from<'a>(datum: Datum) -> &'a [u8] {
+    // SAFETY: as in `text_from`.
+    unsafe {
+        let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        let len = pgrx::varlena::varsize_any_exhdr(text);
+        std::slice::from_raw_parts(pgrx::varlena::vardata_any(text).cast::<u8>(), len)
+    }
+}
+
 /// A `timestamptz`, `bigint`, `integer` or `smallint` as a datum.
 pub fn int(value: impl Into<i64>) -> Option<Datum> {
     Some(Datum::from(value.into()))

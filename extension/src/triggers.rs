@@ -13,24 +13,8 @@ use crate::error::Error;
 use crate::produce;
 use crate::shmem;
 use crate::spi;
+use crate::task_table::Column;
 use crate::uuid7;
-
-/// The table's columns, in the order of `sql/20_task.sql`.
-#[derive(Clone, Copy)]
-#[repr(i32)]
-enum Column {
-    Id = 1,
-    WakeupAt = 2,
-    UpdatedAt = 4,
-    LockedAt = 5,
-    Fence = 6,
-    LockedBy = 7,
-    Tried = 8,
-    Priority = 9,
-    Queue = 10,
-    Step = 11,
-    Error = 12,
-}
 
 /// A row of the table that a trigger is called for.
 struct Row<'a> {

@@ -11,9 +11,11 @@ mod layout;
 mod wake;
 mod workers;
 
+pub use claim::Advance;
 pub use claim::AssertedRow;
 pub use claim::Claim;
 pub use claim::ClaimedRow;
+pub use claim::Taken;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use workers::{Registration, WorkersFull};
 
@@ -22,6 +24,7 @@ use crate::TaskId;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::names::QueueName;
+use crate::place::Place;
 use layout::EntryState;
 use layout::NIL;
 
@@ -100,7 +103,14 @@ impl Board<'_> {
     }
 
     /// Makes a task ready.
-    pub fn push_ready(&mut self, id: TaskId, due: Micros, queue: QueueId, priority: i16) -> Pushed {
+    pub fn push_ready(
+        &mut self,
+        id: TaskId,
+        due: Micros,
+        queue: QueueId,
+        priority: i16,
+        place: Place,
+    ) -> Pushed {
         if self.find(&id).is_some() {
             return Pushed::Present;
         }
@@ -113,6 +123,7 @@ impl Board<'_> {
         entry.due = due;
         entry.queue = queue;
         entry.priority = priority;
+        entry.place = place;
         entry.state = EntryState::Ready;
         self.head.ready += 1;
         self.link_ready(lane, index, false);

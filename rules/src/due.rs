@@ -6,11 +6,11 @@
 //! head of the index. So dead index entries are passed over once, however long a transaction holds them there.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 
 use crate::Micros;
 use crate::TaskId;
 use crate::names::QueueName;
+use crate::place::Place;
 
 /// A lane: lower priorities come first in this order.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -82,7 +82,8 @@ pub struct DueBook {
 
 #[derive(Debug)]
 struct LaneBook {
-    upcoming: BTreeSet<RowKey>,
+    /// Rows that are known, with the place where a read has seen them.
+    upcoming: BTreeMap<RowKey, Place>,
     mark: RowKey,
     /// No row at or above the mark is due before this.
     unread_due: Micros,
@@ -107,7 +108,7 @@ impl DueBook {
         // A lane that the book does not know had no rows when the lanes were last looked for; all since came as hints.
         let book = self.lanes.entry(lane).or_insert_with(LaneBook::all_known);
         if key < book.mark {
-            self.held += usize::from(book.upcoming.insert(key));
+            self.held += usize::from(book.upcoming.insert(key, Place::UNKNOWN).is_none());
             self.evict(lane);
         } else {
             book.unread_due = book.unread_due.min(key.due);
@@ -143,29 +144,29 @@ impl DueBook {
     }
 
     /// What the read brought, in the order of the keys.
-    pub fn read_done(&mut self, read: &Read, rows: &[RowKey]) {
+    pub fn read_done(&mut self, read: &Read, rows: &[(RowKey, Place)]) {
         let Some(book) = self.lanes.get_mut(&read.lane) else { return };
         if rows.len() < read.limit {
             book.mark = RowKey::END;
             book.unread_due = Micros::MAX;
-        } else if let Some(last) = rows.last() {
+        } else if let Some((last, _)) = rows.last() {
             book.mark = last.successor();
             book.unread_due = last.due;
         }
-        for row in rows {
-            self.held += usize::from(book.upcoming.insert(*row));
+        for (row, place) in rows {
+            self.held += usize::from(book.upcoming.insert(*row, *place).is_none());
         }
         self.evict(read.lane);
     }
 
     /// Offers what is due, lower priority numbers first and by due time within a lane.
-    pub fn offer_due(&mut self, now: Micros, mut offer: impl FnMut(&LaneKey, &RowKey) -> Offered) {
+    pub fn offer_due(&mut self, now: Micros, mut offer: impl FnMut(&LaneKey, &RowKey, Place) -> Offered) {
         for (lane, book) in &mut self.lanes {
-            while let Some(first) = book.upcoming.first().copied().filter(|first| first.due <= now) {
-                if offer(lane, &first) == Offered::NoRoom {
+            while let Some(first) = book.upcoming.first_entry().filter(|first| first.key().due <= now) {
+                if offer(lane, first.key(), *first.get()) == Offered::NoRoom {
                     break;
                 }
-                book.upcoming.pop_first();
+                first.remove();
                 self.held -= 1;
             }
         }
@@ -179,8 +180,11 @@ impl DueBook {
         self.lanes
             .values()
             .flat_map(|book| {
-                let next =
-                    book.upcoming.range(RowKey::from_due(now.saturating_add(1))..).next().map(|row| row.due);
+                let next = book
+                    .upcoming
+                    .range(RowKey::from_due(now.saturating_add(1))..)
+                    .next()
+                    .map(|(row, _)| row.due);
                 let unread =
                     book.wants_read(limit).then(|| book.unread_due.saturating_sub(READ_AHEAD).max(now));
                 [next, unread]
@@ -192,7 +196,7 @@ impl DueBook {
     /// Whether something is due that the board had no room for, or that is still to be read.
     pub fn has_due(&self, now: Micros) -> bool {
         self.lanes.values().any(|book| {
-            book.upcoming.first().is_some_and(|first| first.due <= now)
+            book.upcoming.first_key_value().is_some_and(|(first, _)| first.due <= now)
                 || (book.mark != RowKey::END && book.unread_due <= now)
         })
     }
@@ -216,7 +220,7 @@ impl DueBook {
         let share = self.share();
         let Some(book) = self.lanes.get_mut(&lane) else { return };
         while self.held > self.capacity && book.upcoming.len() > share {
-            if let Some(last) = book.upcoming.pop_last() {
+            if let Some((last, _)) = book.upcoming.pop_last() {
                 self.held -= 1;
                 book.mark = book.mark.min(last);
                 book.unread_due = book.unread_due.min(last.due);
@@ -236,16 +240,18 @@ impl LaneBook {
     }
 
     fn all_known() -> Self {
-        Self { upcoming: BTreeSet::new(), mark: RowKey::END, unread_due: Micros::MAX }
+        Self { upcoming: BTreeMap::new(), mark: RowKey::END, unread_due: Micros::MAX }
     }
 
     fn nothing_known() -> Self {
-        Self { upcoming: BTreeSet::new(), mark: RowKey::START, unread_due: Micros::MIN }
+        Self { upcoming: BTreeMap::new(), mark: RowKey::START, unread_due: Micros::MIN }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -266,7 +272,7 @@ mod tests {
             let rows: Vec<_> = table
                 .iter()
                 .filter(|(lane, row)| *lane == read.lane && *row >= read.from)
-                .map(|(_, row)| *row)
+                .map(|(_, row)| (*row, Place::UNKNOWN))
                 .take(read.limit)
                 .collect();
             book.read_done(&read, &rows);
@@ -299,7 +305,7 @@ mod tests {
     fn a_full_board_does_not_make_the_book_spin() {
         let mut book = DueBook::new(100, 10);
         book.hint(lane(0), key(5, 1));
-        book.offer_due(10, |_, _| Offered::NoRoom);
+        book.offer_due(10, |_, _, _| Offered::NoRoom);
         assert_eq!(book.next_due(10), None);
         assert_eq!(book.held(), 1);
     }
@@ -349,7 +355,7 @@ mod tests {
                     Op::Tick(step, mut room) => {
                         now += step;
                         serve_reads(&mut book, &table, now);
-                        book.offer_due(now, |lane, row| {
+                        book.offer_due(now, |lane, row, _| {
                             assert!(row.due <= now);
                             if room == 0 {
                                 return Offered::NoRoom;
@@ -367,7 +373,7 @@ mod tests {
             // Time goes on from one moment that the book names to the next, with room for all.
             for _ in 0..2000 {
                 serve_reads(&mut book, &table, now);
-                book.offer_due(now, |lane, row| {
+                book.offer_due(now, |lane, row, _| {
                     table.remove(&(*lane, *row));
                     Offered::Taken
                 });

@@ -9,6 +9,7 @@ pub mod board;
 pub mod due;
 pub mod inbox;
 pub mod names;
+pub mod place;
 pub mod token;
 
 /// A moment: microseconds since 2000-01-01 00:00 UTC, as PostgreSQL keeps a `timestamptz`.

@@ -4,11 +4,14 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::DateTime;
 use chrono::Utc;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::worker::Control;
 
 /// What a step may know beside its own fields; the argument of steps that are declared as `impl Step<Task, Context>`.
 pub struct Context {
@@ -16,8 +19,10 @@ pub struct Context {
     pub(crate) task_id: Uuid,
     pub(crate) token: i64,
     pub(crate) tried: i32,
-    pub(crate) due_at: DateTime<Utc>,
-    pub(crate) cancellation: CancellationToken,
+    /// Microseconds since 2000-01-01 00:00 UTC.
+    pub(crate) due: i64,
+    pub(crate) queue: Bytes,
+    pub(crate) control: Arc<Control>,
 }
 
 /// What all steps of a worker share.
@@ -52,13 +57,19 @@ impl Context {
 
     /// When the step was due.
     pub fn due_at(&self) -> DateTime<Utc> {
-        self.due_at
+        const START: i64 = 946_684_800_000_000; // 2000-01-01 in microseconds since 1970
+        DateTime::from_timestamp_micros(self.due.saturating_add(START)).unwrap_or_default()
+    }
+
+    /// The queue that the task is in.
+    pub fn queue(&self) -> &str {
+        std::str::from_utf8(&self.queue).unwrap_or_default()
     }
 
     /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker. The step's result will be refused; a few
     /// seconds later the step is dropped.
     pub fn cancellation(&self) -> &CancellationToken {
-        &self.cancellation
+        self.control.token()
     }
 
     /// The application's state, as given to [`crate::Worker::with_state`].

@@ -53,9 +53,23 @@ pub(crate) fn is_configuration(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether a database error is about the data of a call, not about the server's state.
+/// Whether a database error is about the data of a call, so that the same call cannot succeed later.
 pub(crate) fn is_data(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(error) = error else { return false };
     // Data exceptions, integrity, program limits.
-    error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+    has_class(error, &["22", "23", "54"])
+}
+
+/// Whether a database error may be about one of several results: someone keeps its row locked, a trigger of the user's objects.
+pub(crate) fn is_about_a_result(error: &sqlx::Error) -> bool {
+    is_data(error) || has_class(error, &["09", "0A", "21", "38", "39", "44", "55P03", "P0"])
+}
+
+/// Whether the connection can be used after the error: the server has said what was wrong and goes on.
+pub(crate) fn leaves_connection(error: &sqlx::Error) -> bool {
+    is_about_a_result(error) || has_class(error, &["40", "55"])
+}
+
+fn has_class(error: &sqlx::Error, classes: &[&str]) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    error.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
 }

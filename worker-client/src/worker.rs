@@ -9,6 +9,7 @@
 mod dispatcher;
 mod executor;
 mod lane;
+mod packed;
 mod session;
 
 use std::any::Any;
@@ -28,6 +29,7 @@ use crate::Result;
 use crate::Step;
 use crate::context::Shared;
 use dispatcher::Dispatcher;
+pub(crate) use executor::Control;
 
 const DEFAULT_LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);

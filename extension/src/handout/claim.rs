@@ -1,284 +1,266 @@
 //! Claims: ids from memory, rows from the table, and every reason why a row is not handed out after all.
 
-use std::collections::HashMap;
-
 use pg_task_rules::Micros;
-use pg_task_rules::TaskId;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::ClaimedRow;
+use pg_task_rules::board::QueueId;
+use pg_task_rules::board::Taken;
+use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Kind;
+use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
-use pgrx::pg_sys::Datum;
 
+use super::Caller;
+use super::output::Output;
+use super::output::Task;
 use super::unsettled;
+use super::written;
 use crate::background;
-use crate::guc;
 use crate::jsonb;
-use crate::jsonb::StepName;
 use crate::shmem;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
-use crate::spi::Statement;
+use crate::task_table::Column;
+use crate::task_table::TaskRow;
+use crate::task_table::TaskTable;
 
-thread_local! {
-    static READ: Statement = const { Statement::new(
-        c"SELECT t.id, t.fence, t.tried, t.wakeup_at, t.queue, t.step, t.priority, t.locked_by IS NOT NULL, t.updated_at \
-          FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) ANY ($1) AND t.error IS NULL",
-        &[pg_sys::UUIDARRAYOID],
-    ) };
-    static WRITE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) 1, fence = t.fence OPERATOR(pg_catalog.+) 1, \
-            updated_at = pg_catalog.now(), \
-            locked_by = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN $4 END, \
-            locked_at = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN pg_catalog.now() END, \
-            error = CASE WHEN t.tried OPERATOR(pg_catalog.>=) d.retries \
-                THEN pg_catalog.format('the worker or the server was lost while it ran this step (attempt %s)', t.tried) END \
-          FROM unnest($1, $2, $3) AS d (id, fence, retries) \
-          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
-          RETURNING t.id, t.fence, t.error IS NULL",
-        &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID, pg_sys::INT4ARRAYOID, pg_sys::UUIDOID],
-    ) };
-}
+/// What one call hands out at most, in bytes of steps: a server and a worker can hold that without a thought.
+const MAX_BYTES: usize = 8 << 20;
 
-/// A task to run, with what its worker is told. The datums live as long as SPI is connected.
-pub struct Task {
-    /// Its claim.
-    pub claim: Claim,
-    /// The row's fence.
-    pub fence: i64,
-    /// Attempts before this one.
-    pub tried: i32,
-    /// When it was due.
-    pub wakeup_at: Micros,
-    /// Its queue, a `text`.
-    pub queue: Datum,
-    /// Its step, a `jsonb`.
-    pub step: Datum,
-}
+/// Ids that are taken off the board at a time.
+const CHUNK: u32 = 1_000;
 
 /// Why a claimed row is not handed out.
-enum Not {
-    /// It changed under the claim: it is to be read again.
-    Stable,
+pub enum Not {
+    /// It changed under the claim, or there was no more room in the answer: it is to be read again.
+    Now,
     /// It is gone or parked.
     Runnable,
     /// It is due, or to be looked at again, at a later time or in another queue.
-    Now(Hint),
+    Here(Hint),
     /// The worker does not know the step.
-    Known(StepName),
+    Known(Kind, Label),
+}
+
+/// What came of a call's claims.
+#[derive(Default)]
+pub struct Claimed {
+    /// Tasks that were handed out.
+    pub count: u32,
+    /// The answer is full: there may be more.
+    pub more: bool,
+}
+
+/// One call's hand-out while it is put together.
+struct HandOut<'a> {
+    slot: Slot,
+    caller: &'a Caller,
+    worker: Box<WorkerSlot>,
+    queues: Vec<(QueueId, QueueName)>,
+    /// Tasks whose claims are written into their rows before they are handed out.
+    in_writing: Vec<(Claim, i64, Kind)>,
+    noted: Vec<(Claim, ClaimedRow)>,
+    rejected: Vec<(Claim, Not)>,
+    bytes: usize,
 }
 
 /// Hands out up to `want` tasks: fewer only if there are no more, and then the server knows that the worker is idle.
-pub fn claim(slot: Slot, spi: &Connected, worker: usize, want: u32) -> Vec<Task> {
-    let mut tasks = Vec::with_capacity(want as usize);
-    loop {
-        let left = want - tasks.len() as u32;
-        let (mut more, popped) = claim_once(slot, spi, worker, left);
-        tasks.append(&mut more);
-        if popped < left || tasks.len() as u32 == want {
+pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &mut Output) -> Claimed {
+    let mut claimed = Claimed::default();
+    let worker = slot.with_board(|board| Box::new(board.workers[caller.place]));
+    let mut hand_out = HandOut {
+        slot,
+        caller,
+        worker,
+        queues: Vec::new(),
+        in_writing: Vec::new(),
+        noted: Vec::new(),
+        rejected: Vec::new(),
+        bytes: 0,
+    };
+    let mut table: Option<TaskTable> = None;
+    let mut taken: Vec<Taken> = Vec::new();
+    while claimed.count < want {
+        let ask = (want - claimed.count).min(CHUNK);
+        taken.clear();
+        hand_out.take(ask, &mut taken);
+        if !taken.is_empty() {
+            // From here on an abort gives them back.
+            unsettled(slot, |unsettled| unsettled.claims.extend(taken.iter().map(|taken| taken.claim)));
+            let table = table.get_or_insert_with(|| TaskTable::open(pg_sys::AccessShareLock as i32));
+            for taken in &taken {
+                claimed.count += u32::from(hand_out.one(table, taken, output));
+            }
+            hand_out.settle();
+        }
+        claimed.more = hand_out.bytes >= MAX_BYTES;
+        // Ids without a row to run do not count: others may wait behind them.
+        if (taken.len() as u32) < ask || claimed.more {
             break;
         }
-        // Some ids had no row to run: others may wait behind them.
     }
-    let left = want - tasks.len() as u32;
-    slot.with_board(|board| board.note_wanted(worker, left));
-    tasks
+    if let Some(table) = table {
+        table.close();
+    }
+    if !hand_out.in_writing.is_empty() {
+        claimed.count += hand_out.claim_in_writing(spi, output);
+        hand_out.settle();
+    }
+    // What is full is not idle: the worker is told that there is more.
+    let left = if claimed.more { 0 } else { want - claimed.count };
+    slot.with_board(|board| board.note_wanted(caller.place, left));
+    claimed
 }
 
-/// Takes up to `want` ids from the board; returns the tasks among them that can be run, and how many ids there were.
-fn claim_once(slot: Slot, spi: &Connected, worker: usize, want: u32) -> (Vec<Task>, u32) {
-    let now = background::now();
-    let mut claims = Vec::with_capacity(want as usize);
-    let left = slot.with_board(|board| {
-        board.claim(worker, want, now, &mut claims);
-        board.head.ready
-    });
-    if left < slot.control().low_water.load(std::sync::atomic::Ordering::Relaxed) {
+impl HandOut<'_> {
+    /// Takes ids off the board.
+    fn take(&mut self, want: u32, taken: &mut Vec<Taken>) {
+        let now = background::now();
+        let Self { caller, queues, .. } = self;
+        let left = self.slot.with_board(|board| {
+            if board.workers[caller.place].generation == caller.generation {
+                board.claim(caller.place, want, now, taken);
+            }
+            for taken in taken.iter() {
+                if queues.last().is_none_or(|(queue, _)| *queue != taken.queue)
+                    && !queues.iter().any(|(queue, _)| *queue == taken.queue)
+                {
+                    queues.push((taken.queue, board.queue_name(taken.queue)));
+                }
+            }
+            board.head.ready
+        });
+        if left < self.slot.control().low_water.load(std::sync::atomic::Ordering::Relaxed) {
+            self.slot.wake_scheduler();
+        }
+    }
+
+    /// Reads a task's row and hands it out, if nothing speaks against it. Whether it did.
+    fn one(&mut self, table: &mut TaskTable, taken: &Taken, output: &mut Output) -> bool {
+        let claim = taken.claim;
+        if self.bytes >= MAX_BYTES {
+            self.rejected.push((claim, Not::Now));
+            return false;
+        }
+        let Some(row) = table.row(&claim.id, taken.place) else {
+            self.rejected.push((claim, Not::Runnable));
+            return false;
+        };
+        let (kind, task) = match self.judge(&row, taken) {
+            Ok(judged) => judged,
+            Err(not) => {
+                self.rejected.push((claim, not));
+                return false;
+            }
+        };
+        let locked = row.datum(Column::LockedBy).is_some();
+        if locked || row.int8(Column::UpdatedAt).unwrap_or(0) < shmem::crash_barrier() {
+            self.in_writing.push((claim, task.fence, kind));
+            return false;
+        }
+        let noted = ClaimedRow { fence: task.fence, kind, place: row.place(), counted: false };
+        self.noted.push((claim, noted));
+        self.hand_over(&task, output);
+        true
+    }
+
+    /// What the row says, or why it is not handed out.
+    fn judge(&self, row: &TaskRow<'_>, taken: &Taken) -> Result<(Kind, Task), Not> {
+        let (Some(step), Some(queue)) = (row.datum(Column::Step), row.datum(Column::Queue)) else {
+            return Err(Not::Runnable);
+        };
+        if row.datum(Column::Error).is_some() {
+            return Err(Not::Runnable);
+        }
+        // SAFETY: the column is a text, and the row stays in its buffer.
+        let name: &[u8] = unsafe { spi::bytes_from(queue) };
+        let priority = row.int2(Column::Priority).unwrap_or(0);
+        let wakeup_at = row.int8(Column::WakeupAt).unwrap_or(0);
+        let now = background::now();
+        let later = later(row, wakeup_at, now);
+        let known_queue = self.queues.iter().find(|(queue, _)| *queue == taken.queue).map(|(_, name)| *name);
+        let moved =
+            priority != taken.priority || known_queue.is_none_or(|known| known.as_str().as_bytes() != name);
+        if moved || later.is_some() {
+            let queue = std::str::from_utf8(name).ok().and_then(QueueName::new).unwrap_or(QueueName::EMPTY);
+            let due = later.unwrap_or(wakeup_at);
+            return Err(Not::Here(Hint { due, id: taken.claim.id, priority, queue }));
+        }
+        // SAFETY: the column is a jsonb, and the row stays in its buffer.
+        let name = unsafe { jsonb::step_name(step) }.ok_or(Not::Runnable)?;
+        let kind = name.kind();
+        if !self.worker.knows(kind) {
+            return Err(Not::Known(kind, name.label()));
+        }
+        let (fence, tried) = (row.int8(Column::Fence).unwrap_or(0), row.int4(Column::Tried).unwrap_or(0));
+        Ok((kind, Task { claim: taken.claim, fence, tried, wakeup_at, queue, step }))
+    }
+
+    fn hand_over(&mut self, task: &Task, output: &mut Output) {
+        // SAFETY: the column is a jsonb; its header says the size.
+        self.bytes += 64 + unsafe { pg_sys::toast_raw_datum_size(task.step) };
+        output.task(task);
+    }
+
+    /// Counts the attempts of tasks that may have taken the server or their worker down, then hands them out.
+    fn claim_in_writing(&mut self, spi: &Connected, output: &mut Output) -> u32 {
+        let chosen = std::mem::take(&mut self.in_writing);
+        let limit = |kind: &Kind| self.worker.retry_limit(*kind).unwrap_or(0);
+        let rows = written::write(spi, &self.worker.id, &chosen, limit);
+        let mut count = 0;
+        for (claim, _, kind) in chosen {
+            match rows.of(&claim) {
+                written::Written::Run(task, place) => {
+                    let noted = ClaimedRow { fence: task.fence, kind, place, counted: true };
+                    self.noted.push((claim, noted));
+                    self.hand_over(&task, output);
+                    count += 1;
+                }
+                written::Written::Parked => self.rejected.push((claim, Not::Runnable)),
+                written::Written::Changed(hint) => self.rejected.push((claim, Not::Here(hint))),
+            }
+        }
+        count
+    }
+
+    /// Tells memory what the rows said. What is known about rejected ones is true whatever becomes of the transaction.
+    fn settle(&mut self) {
+        let (slot, noted, rejected) = (self.slot, &mut self.noted, &mut self.rejected);
+        let mut hints = Vec::with_capacity(rejected.len());
+        slot.with_board(|board| {
+            for (claim, row) in noted.drain(..) {
+                board.note_row(&claim, &row);
+            }
+            for (claim, not) in rejected.iter() {
+                match not {
+                    Not::Runnable => _ = board.end_claim(&claim.id, claim.token),
+                    Not::Now => _ = board.give_back(&claim.id, claim.token),
+                    Not::Here(hint) => {
+                        board.end_claim(&claim.id, claim.token);
+                        hints.push(*hint);
+                    }
+                    Not::Known(kind, label) => _ = board.misfit(&claim.id, claim.token, *kind, *label),
+                }
+            }
+        });
+        if rejected.is_empty() {
+            return;
+        }
+        rejected.clear();
+        slot.with_inbox(|inbox| hints.iter().for_each(|hint| _ = inbox.push(hint)));
         slot.wake_scheduler();
     }
-    if claims.is_empty() {
-        return (Vec::new(), 0);
-    }
-    // From here on an abort gives them back.
-    unsettled(slot, |unsettled| unsettled.claims.extend_from_slice(&claims));
-
-    // A new snapshot: what was hinted at has committed before.
-    let arguments = [spi::uuid_array(claims.iter().map(|claim| &claim.id))];
-    let rows = READ.with(|statement| statement.run(spi, &arguments, false));
-    let by_id: HashMap<TaskId, usize> =
-        (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
-
-    let mut tasks: Vec<Task> = Vec::with_capacity(claims.len());
-    let mut names: Vec<StepName> = Vec::with_capacity(claims.len());
-    let mut in_writing: Vec<usize> = Vec::new();
-    let mut rejected: Vec<(Claim, Not)> = Vec::new();
-    for claim in &claims {
-        let Some(&row) = by_id.get(&claim.id) else {
-            rejected.push((*claim, Not::Runnable));
-            continue;
-        };
-        let (Some(step), Some(queue)) = (rows.datum(row, 6), rows.datum(row, 5)) else { continue };
-        let wakeup_at = rows.int8(row, 4).unwrap_or(0);
-        let locked = rows.bool(row, 8);
-        let priority = rows.int2(row, 7).unwrap_or(0);
-        let trusted = shmem::trust_locks_until();
-        let later = if wakeup_at > now {
-            Some(wakeup_at)
-        } else if locked && now < trusted {
-            // Its worker may have lived through the restart.
-            Some(trusted)
-        } else {
-            None
-        };
-        if let Some(due) = later {
-            let queue = rows.text(row, 5).as_deref().and_then(QueueName::new).unwrap_or(QueueName::EMPTY);
-            rejected.push((*claim, Not::Now(Hint { due, id: claim.id, priority, queue })));
-            continue;
-        }
-        // SAFETY: the column is a jsonb.
-        let Some(name) = (unsafe { jsonb::step_name(step) }) else {
-            rejected.push((*claim, Not::Runnable));
-            continue;
-        };
-        if locked || rows.int8(row, 9).unwrap_or(0) < shmem::crash_barrier() {
-            in_writing.push(tasks.len());
-        }
-        names.push(name);
-        tasks.push(Task {
-            claim: *claim,
-            fence: rows.int8(row, 2).unwrap_or(0),
-            tried: rows.int4(row, 3).unwrap_or(0),
-            wakeup_at,
-            queue,
-            step,
-        });
-    }
-
-    let row_queues: Vec<(QueueName, i16)> = tasks
-        .iter()
-        .map(|task| {
-            let row = by_id[&task.claim.id];
-            // SAFETY: the column is a text.
-            let name = unsafe { spi::text_from(task.queue) };
-            (QueueName::new(&name).unwrap_or(QueueName::EMPTY), rows.int2(row, 7).unwrap_or(0))
-        })
-        .collect();
-    let mut keep = vec![true; tasks.len()];
-    let mut limits = vec![0; tasks.len()];
-    slot.with_board(|board| {
-        for (index, task) in tasks.iter().enumerate() {
-            let (queue, priority) = &row_queues[index];
-            let known = board.workers[worker].knows(names[index].kind);
-            let moved = board
-                .claim_of(&task.claim.id)
-                .is_some_and(|entry| entry.priority != *priority || board.queue_name(entry.queue) != *queue);
-            keep[index] = known && !moved;
-            limits[index] = board.workers[worker].retry_limit(names[index].kind).unwrap_or(0);
-            if moved {
-                let hint =
-                    Hint { due: task.wakeup_at, id: task.claim.id, priority: *priority, queue: *queue };
-                rejected.push((task.claim, Not::Now(hint)));
-            } else if !known {
-                rejected.push((task.claim, Not::Known(names[index])));
-            } else {
-                let row = ClaimedRow { fence: task.fence, kind: names[index].kind, counted: false };
-                board.note_row(&task.claim, &row);
-            }
-        }
-    });
-    in_writing.retain(|&index| keep[index]);
-    if !in_writing.is_empty() {
-        claim_in_writing(
-            slot,
-            spi,
-            worker,
-            &mut tasks,
-            &names,
-            &limits,
-            &in_writing,
-            &mut keep,
-            &mut rejected,
-        );
-    }
-    reject(slot, rejected);
-    let mut keep = keep.into_iter();
-    tasks.retain(|_| keep.next().unwrap_or(false));
-    (tasks, claims.len() as u32)
 }
 
-/// Counts the attempts of tasks that may have taken the server or their worker down, before they are run again.
-#[expect(clippy::too_many_arguments, reason = "one step of `claim`, in a function for its length")]
-fn claim_in_writing(
-    slot: Slot,
-    spi: &Connected,
-    worker: usize,
-    tasks: &mut [Task],
-    names: &[StepName],
-    limits: &[i32],
-    chosen: &[usize],
-    keep: &mut [bool],
-    rejected: &mut Vec<(Claim, Not)>,
-) {
-    let lost_limit = guc::LOST_LIMIT.get();
-    let id = slot.with_board(|board| board.workers[worker].id);
-    // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
-    let retries = chosen.iter().map(|&index| spi::int(limits[index].max(lost_limit).saturating_add(1)));
-    let arguments = [
-        spi::uuid_array(chosen.iter().map(|&index| &tasks[index].claim.id)),
-        spi::int8_array(chosen.iter().map(|&index| tasks[index].fence)),
-        spi::nullable_array(retries, spi::ElementType::Int4),
-        Some(spi::uuid(&id)),
-    ];
-    let rows = WRITE.with(|statement| statement.run(spi, &arguments, false));
-    let written: HashMap<TaskId, (i64, bool)> = (0..rows.len())
-        .filter_map(|row| Some((rows.uuid(row, 1)?, (rows.int8(row, 2)?, rows.bool(row, 3)))))
-        .collect();
-    for &index in chosen {
-        match written.get(&tasks[index].claim.id) {
-            Some((fence, true)) => {
-                tasks[index].fence = *fence;
-                let row = ClaimedRow { fence: *fence, kind: names[index].kind, counted: true };
-                slot.with_board(|board| board.note_row(&tasks[index].claim, &row));
-            }
-            Some((_, false)) => {
-                keep[index] = false;
-                rejected.push((tasks[index].claim, Not::Runnable));
-            }
-            None => {
-                keep[index] = false;
-                rejected.push((tasks[index].claim, Not::Stable));
-            }
-        }
+/// When the row is to be looked at again, if not now.
+fn later(row: &TaskRow<'_>, wakeup_at: Micros, now: Micros) -> Option<Micros> {
+    if wakeup_at > now {
+        return Some(wakeup_at);
     }
-}
-
-/// Ends the claims of rows that are not handed out, at once: what is known about them is true whatever becomes of the transaction.
-fn reject(slot: Slot, rejected: Vec<(Claim, Not)>) {
-    if rejected.is_empty() {
-        return;
-    }
-    let mut hints = Vec::new();
-    slot.with_board(|board| {
-        for (claim, not) in &rejected {
-            match not {
-                Not::Runnable => {
-                    board.end_claim(&claim.id, claim.token);
-                }
-                Not::Stable => {
-                    board.give_back(&claim.id, claim.token);
-                }
-                Not::Now(hint) => {
-                    board.end_claim(&claim.id, claim.token);
-                    hints.push(*hint);
-                }
-                Not::Known(name) => {
-                    board.misfit(&claim.id, claim.token, name.kind, name.label);
-                }
-            }
-        }
-    });
-    slot.with_inbox(|inbox| hints.iter().for_each(|hint| _ = inbox.push(hint)));
-    slot.wake_scheduler();
+    // Its worker may have lived through the restart.
+    let trusted = shmem::trust_locks_until();
+    (now < trusted && row.datum(Column::LockedBy).is_some()).then_some(trusted)
 }

@@ -1,39 +1,40 @@
-//! `pg_task.exchange` and `pg_task.heartbeat`.
+//! `pg_task.exchange`, `pg_task.exchange_packed` and `pg_task.heartbeat`.
 
 use pg_task_rules::TaskId;
+use pg_task_rules::board::Entry;
 use pgrx::pg_sys::Datum;
 
+use super::Caller;
 use super::check_transaction;
 use super::claim;
 use super::find_worker;
+use super::output::Event;
+use super::output::Output;
+use super::output::Packed;
 use super::results;
-use super::results::Answer;
 use super::serving_slot;
+use super::unsettled;
 use crate::background;
 use crate::call::Call;
-use crate::call::SetWriter;
 use crate::call::sql_function;
 use crate::error::Error;
 use crate::guc;
 use crate::spi;
-use crate::uuid7;
 
 /// Tasks that one call hands out at most.
 const MAX_WANT: i64 = 10_000;
 
-/// Rows that come back. The numbers are those of the protocol.
-#[derive(Clone, Copy)]
-enum Event {
-    Task = 0,
-    Continue = 1,
-    Refused = 2,
-    Cancelled = 3,
-    Stop = 4,
-    Unregistered = 5,
-    Work = 6,
-}
-
 fn exchange(call: &mut Call) -> Result<Option<Datum>, Error> {
+    serve(call, |call| Output::Rows(call.rows()))
+}
+sql_function!("exchange_wrapper", "pg_finfo_exchange_wrapper", exchange);
+
+fn exchange_packed(call: &mut Call) -> Result<Option<Datum>, Error> {
+    serve(call, |_| Output::Packed(Packed::new()))
+}
+sql_function!("exchange_packed_wrapper", "pg_finfo_exchange_packed_wrapper", exchange_packed);
+
+fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Option<Datum>, Error> {
     check_transaction()?;
     let slot = serving_slot()?;
     let worker_id = call.uuid(0, "worker")?;
@@ -42,97 +43,45 @@ fn exchange(call: &mut Call) -> Result<Option<Datum>, Error> {
         return Err(Error::OutOfRange { name: "want", low: 0, high: MAX_WANT, got: want });
     }
     let results = results::read(call)?;
-    let mut rows = call.rows();
+    let registration = call.datum(9).map(|datum| datum.value() as i64);
+    let mut output = output(call);
 
     let now = background::now();
     let mut cancelled: Vec<TaskId> = Vec::new();
-    let place = slot.with_board(|board| {
-        let place = find_worker(board, &worker_id)?.filter(|&worker| board.heard(worker, now));
-        if let Some(worker) = place {
-            board.take_cancels(worker, &mut cancelled);
-        }
-        Ok::<_, Error>(place.map(|worker| (worker, board.workers[worker].stop)))
+    // Memory may know better than the rows: a task may have been handed out again since.
+    let mut held: Vec<Option<Entry>> = Vec::with_capacity(results.len());
+    let caller = slot.with_board(|board| {
+        held.extend(results.iter().map(|result| board.claim_of(&result.id).copied()));
+        let place = find_worker(board, &worker_id)?
+            .filter(|&place| registration.is_none_or(|got| got == i64::from(board.workers[place].generation)))
+            .filter(|&place| board.heard(place, now));
+        Ok::<_, Error>(place.map(|place| {
+            board.take_cancels(place, &mut cancelled);
+            let worker = &board.workers[place];
+            (Caller { place, generation: worker.generation }, worker.stop)
+        }))
     })?;
-    let room = if guc::ENABLED.get() && place.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
+    unsettled(slot, |unsettled| unsettled.caller = caller.map(|(caller, _)| caller));
+    let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 
-    let mut answers: Vec<Answer> = Vec::new();
     spi::connected(|spi| {
-        let left = results::write(slot, spi, &results, room, &mut answers);
-        for answer in &answers {
-            match answer {
-                Answer::Continue(id, fence, token) => {
-                    rows.push(row(Event::Continue, id, *token).with_fence(*fence))
-                }
-                Answer::Refused(id, token) => rows.push(row(Event::Refused, id, *token).columns),
-            }
-        }
-        if let Some((worker, _)) = place.filter(|_| room > 0) {
-            for task in claim::claim(slot, spi, worker, left) {
-                rows.push([
-                    spi::int(Event::Task as i16),
-                    Some(spi::uuid(&task.claim.id)),
-                    spi::int(task.fence),
-                    spi::int(task.claim.token),
-                    spi::int(task.tried),
-                    spi::int(task.wakeup_at),
-                    Some(task.queue),
-                    Some(task.step),
-                ]);
+        let left = results::write(slot, spi, &results, &held, room, &mut output);
+        if let Some((caller, _)) = caller.filter(|_| room > 0) {
+            let claimed = claim::claim(slot, spi, &caller, left, &mut output);
+            if claimed.more {
+                output.event(Event::Work);
             }
         }
     });
-    let refused = answers.iter().filter(|answer| matches!(answer, Answer::Refused(..))).count();
-    slot.control().refused.fetch_add(refused as u64, std::sync::atomic::Ordering::Relaxed);
     for id in &cancelled {
-        rows.push([
-            spi::int(Event::Cancelled as i16),
-            Some(spi::uuid(id)),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        ]);
+        output.cancelled(id);
     }
-    match place {
-        None => event(&mut rows, Event::Unregistered),
-        Some((_, true)) => event(&mut rows, Event::Stop),
+    match caller {
+        None => output.event(Event::Unregistered),
+        Some((_, true)) => output.event(Event::Stop),
         Some(_) => {}
     }
-    Ok(None)
-}
-sql_function!("exchange_wrapper", "pg_finfo_exchange_wrapper", exchange);
-
-struct Row {
-    columns: [Option<Datum>; 8],
-}
-
-impl Row {
-    fn with_fence(mut self, fence: i64) -> [Option<Datum>; 8] {
-        self.columns[2] = spi::int(fence);
-        self.columns[4] = spi::int(0);
-        self.columns
-    }
-}
-
-fn row(event: Event, id: &TaskId, token: i64) -> Row {
-    Row {
-        columns: [
-            spi::int(event as i16),
-            Some(uuid7::datum(id)),
-            None,
-            spi::int(token),
-            None,
-            None,
-            None,
-            None,
-        ],
-    }
-}
-
-fn event(rows: &mut SetWriter, event: Event) {
-    rows.push([spi::int(event as i16), None, None, None, None, None, None, None]);
+    Ok(output.finish())
 }
 
 fn heartbeat(call: &mut Call) -> Result<Option<Datum>, Error> {

@@ -71,7 +71,7 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
     let (role, pid) = unsafe { (pg_sys::GetOuterUserId().to_u32(), pg_sys::MyProcPid) };
     let now = background::now();
 
-    let place = slot.with_board(|board| {
+    let (place, registration) = slot.with_board(|board| {
         find_worker(board, &id)?;
         let queues: Vec<QueueId> = queues.iter().filter_map(|queue| board.intern(queue)).collect();
         let registration = Registration {
@@ -84,7 +84,8 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
             pid: if bind { pid } else { 0 },
         };
         let limit = guc::MAX_WORKERS.get();
-        board.register(&registration, now).map_err(|_| Error::WorkersFull { limit })
+        let place = board.register(&registration, now).map_err(|_| Error::WorkersFull { limit })?;
+        Ok::<_, Error>((place, board.workers[place].generation))
     })?;
     if bind {
         bind_to_connection(id);
@@ -94,7 +95,7 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
 
     let mut refused: Vec<Datum> = refused.iter().map(uuid7::datum).collect();
     let channel = spi::text(&uuid7::channel(&id));
-    Ok(Some(call.record(&[channel, spi::array(&mut refused, ElementType::Uuid)])))
+    Ok(Some(call.record(&[channel, spi::array(&mut refused, ElementType::Uuid), spi::int(registration)])))
 }
 sql_function!("register_wrapper", "pg_finfo_register_wrapper", register);
 
@@ -136,7 +137,7 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                 due: rows.int8(row, 3).unwrap_or(0),
                 queue: QueueId(0),
                 priority: rows.int2(row, 5).unwrap_or(0),
-                kind: name.map_or(Kind::ANY, |name| name.kind),
+                kind: name.map_or(Kind::ANY, |name| name.kind()),
                 written: rows.bool(row, 6),
             };
             found.insert(id, (queue, asserted));

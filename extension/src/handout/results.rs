@@ -1,28 +1,37 @@
-//! Results of finished steps: checked against memory, written in two statements, settled at commit.
+//! Results of finished steps: checked against memory, written, settled at commit.
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::board::Advance;
 use pg_task_rules::board::Entry;
 use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Kind;
+use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
+use rustc_hash::FxBuildHasher;
+use rustc_hash::FxHashMap;
+use rustc_hash::FxHashSet;
 
 use super::End;
+use super::output::Output;
 use super::unsettled;
 use crate::call::Call;
 use crate::error::Error;
 use crate::jsonb;
-use crate::jsonb::StepName;
 use crate::scheduler::unwrite;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::ElementType;
 use crate::spi::Statement;
+use crate::task_table::Deleted;
+use crate::task_table::TaskTable;
+use crate::task_table::place_of;
 
 thread_local! {
     static DELETE: Statement = const { Statement::new(
@@ -42,7 +51,7 @@ thread_local! {
             fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
           FROM unnest($1, $2, $3, $4, $5, $6) AS d (id, fence, step, wakeup_at, error, add) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
-          RETURNING t.id, t.fence, t.queue, t.priority",
+          RETURNING t.id, t.fence, t.queue, t.priority, t.ctid",
         &[
             pg_sys::UUIDARRAYOID,
             pg_sys::INT8ARRAYOID,
@@ -88,14 +97,6 @@ pub struct StepResult {
     pub outcome: Outcome,
 }
 
-/// What has to be told of a result.
-pub enum Answer {
-    /// The next step stays with the worker, under this fence and token.
-    Continue(TaskId, i64, i64),
-    /// The result was not written.
-    Refused(TaskId, i64),
-}
-
 /// Reads the arrays of an `exchange` call.
 pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
     let Some(ids) = call.array(2) else { return Ok(Vec::new()) };
@@ -116,7 +117,7 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
     let needed = |value: Option<Datum>, name: &'static str, index: usize| {
         value.ok_or(Error::NullElement { name, position: index + 1 })
     };
-    let mut seen = HashSet::with_capacity(ids.len());
+    let mut seen = FxHashSet::with_capacity_and_hasher(ids.len(), FxBuildHasher);
     let mut results = Vec::with_capacity(ids.len());
     for (index, id) in ids.iter().enumerate() {
         // SAFETY: declared as uuid[].
@@ -172,114 +173,195 @@ fn valid(outcome: Outcome) -> Outcome {
     }
 }
 
-/// Writes the results and notes what memory is to learn at commit. `room` next steps may stay with the worker.
+/// Writes the results and notes what memory is to learn at commit. `held` is what memory knows of each; `room` next steps may
+/// stay with the worker. Returns the room that is left.
 pub fn write(
     slot: Slot,
     spi: &Connected,
     results: &[StepResult],
-    mut room: u32,
-    answers: &mut Vec<Answer>,
+    held: &[Option<Entry>],
+    room: u32,
+    output: &mut Output,
 ) -> u32 {
     if results.is_empty() {
         return room;
     }
-    // Memory may know better than the row: the task may have been handed out again since.
-    let held: Vec<Option<Entry>> =
-        slot.with_board(|board| results.iter().map(|result| board.claim_of(&result.id).copied()).collect());
-    let unknown: Vec<TaskId> = results
-        .iter()
-        .filter(|result| matches!(result.outcome, Outcome::Unknown))
-        .map(|result| result.id)
-        .collect();
-    let unknown = names(spi, &unknown);
-    let mut deletes: Vec<usize> = Vec::new();
-    let mut updates: Vec<usize> = Vec::new();
-    let mut unwritten: Vec<Entry> = Vec::new();
-    let mut written: HashSet<TaskId> = HashSet::with_capacity(results.len());
-    let mut ends: Vec<(TaskId, i64, End)> = Vec::with_capacity(results.len());
-    let mut hints: Vec<Hint> = Vec::new();
-    for (index, (result, held)) in results.iter().zip(&held).enumerate() {
+    let mut writer = Writer {
+        slot,
+        spi,
+        results,
+        held,
+        room,
+        written: vec![false; results.len()],
+        ends: Vec::with_capacity(results.len()),
+        hints: Vec::new(),
+    };
+    let (mut deletes, mut updates) = (Vec::new(), Vec::new());
+    for (index, (result, held)) in results.iter().zip(held).enumerate() {
         if held.is_some_and(|held| held.token != result.token) {
             continue;
         }
         match result.outcome {
             Outcome::Done => deletes.push(index),
-            Outcome::Release | Outcome::Unknown => {
-                // Of a claim that memory does not know nothing is to be undone.
-                written.insert(result.id);
-                unwritten.extend(held);
-                let end = match (&result.outcome, unknown.get(&result.id)) {
-                    (Outcome::Unknown, Some(name)) => End::Misfit(name.kind, name.label),
-                    _ => End::Back,
-                };
-                ends.push((result.id, result.token, end));
-            }
+            Outcome::Release | Outcome::Unknown => {}
             _ => updates.push(index),
         }
     }
-    unwrite(spi, &unwritten);
-    if !deletes.is_empty() {
-        let arguments = [
-            spi::uuid_array(deletes.iter().map(|&index| &results[index].id)),
-            spi::int8_array(deletes.iter().map(|&index| results[index].fence)),
-        ];
-        let rows = DELETE.with(|statement| statement.run(spi, &arguments, false));
-        written.extend((0..rows.len()).filter_map(|row| rows.uuid(row, 1)));
-        ends.extend(
-            deletes
-                .iter()
-                .filter(|&&index| written.contains(&results[index].id))
-                .map(|&index| (results[index].id, results[index].token, End::Over)),
-        );
-    }
-    if !updates.is_empty() {
-        let rows = update(spi, results, &held, &updates);
-        let by_id: HashMap<TaskId, usize> =
-            (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
-        slot.with_board(|board| {
-            for &index in &updates {
-                let result = &results[index];
-                let Some(&row) = by_id.get(&result.id) else { continue };
-                let fence = rows.int8(row, 2).unwrap_or(0);
-                let end = match &result.outcome {
-                    Outcome::Next(_) if room > 0 && board.may_continue(&result.id, result.token) => {
-                        room -= 1;
-                        let token = board.next_token();
-                        answers.push(Answer::Continue(result.id, fence, token));
-                        End::Advance(token, fence)
-                    }
-                    Outcome::Next(_) if held[index].is_some() => End::Back,
-                    _ => End::Over,
-                };
-                ends.push((result.id, result.token, end));
-            }
-        });
-        for &index in &updates {
-            let result = &results[index];
-            let Some(&row) = by_id.get(&result.id) else { continue };
-            written.insert(result.id);
-            let due = match &result.outcome {
-                Outcome::NextAt(_, due) | Outcome::Retry(due) => *due,
-                Outcome::Next(_) if held[index].is_none() => spi::transaction_time(),
-                _ => continue,
-            };
-            if let Some(queue) = rows.text(row, 3).as_deref().and_then(QueueName::new) {
-                hints.push(Hint { due, id: result.id, priority: rows.int2(row, 4).unwrap_or(0), queue });
-            }
-        }
-    }
-    for (result, held) in results.iter().zip(&held).filter(|(result, _)| !written.contains(&result.id)) {
-        answers.push(Answer::Refused(result.id, result.token));
-        if held.is_some_and(|held| held.token == result.token) {
-            // The row is another one than the claim knew: let it be read again.
-            ends.push((result.id, result.token, End::Back));
-        }
-    }
+    writer.give_back();
+    writer.delete(&mut deletes);
+    writer.update(&updates, output);
+    writer.refuse(output);
+    let Writer { room, mut ends, mut hints, .. } = writer;
     unsettled(slot, |unsettled| {
         unsettled.ends.append(&mut ends);
         unsettled.hints.append(&mut hints);
     });
     room
+}
+
+/// One call's results while they are written.
+struct Writer<'a> {
+    slot: Slot,
+    spi: &'a Connected,
+    results: &'a [StepResult],
+    held: &'a [Option<Entry>],
+    room: u32,
+    /// Which results were accepted.
+    written: Vec<bool>,
+    ends: Vec<(TaskId, i64, End)>,
+    hints: Vec<Hint>,
+}
+
+impl Writer<'_> {
+    fn accept(&mut self, index: usize, end: End) {
+        self.written[index] = true;
+        self.ends.push((self.results[index].id, self.results[index].token, end));
+    }
+
+    /// Steps that were not run: nothing is written but what takes an earlier note about them back.
+    fn give_back(&mut self) {
+        let chosen: Vec<usize> = (0..self.results.len())
+            .filter(|&index| {
+                matches!(self.results[index].outcome, Outcome::Release | Outcome::Unknown)
+                    && self.held[index].is_none_or(|held| held.token == self.results[index].token)
+            })
+            .collect();
+        if chosen.is_empty() {
+            return;
+        }
+        let unknown = |index: &&usize| matches!(self.results[**index].outcome, Outcome::Unknown);
+        let ids: Vec<TaskId> = chosen.iter().filter(unknown).map(|&index| self.results[index].id).collect();
+        let names = names(self.spi, &ids);
+        // Of a claim that memory does not know nothing is to be undone.
+        let claims: Vec<Entry> = chosen.iter().filter_map(|&index| self.held[index]).collect();
+        unwrite(self.spi, &claims);
+        for index in chosen {
+            let end = match (&self.results[index].outcome, names.get(&self.results[index].id)) {
+                (Outcome::Unknown, Some((kind, label))) => End::Misfit(*kind, *label),
+                _ => End::Back,
+            };
+            self.accept(index, end);
+        }
+    }
+
+    /// Tasks that are done: by their places where that is possible, else by one statement.
+    fn delete(&mut self, deletes: &mut Vec<usize>) {
+        if deletes.is_empty() {
+            return;
+        }
+        let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+        if table.can_delete() {
+            deletes.retain(|&index| {
+                let result = &self.results[index];
+                let place = self.held[index].map_or(Place::UNKNOWN, |held| held.place);
+                let deleted = table.delete(&result.id, place, result.fence) == Deleted::Yes;
+                if deleted {
+                    self.accept(index, End::Over);
+                }
+                !deleted
+            });
+        }
+        table.close();
+        if deletes.is_empty() {
+            return;
+        }
+        let arguments = [
+            spi::uuid_array(deletes.iter().map(|&index| &self.results[index].id)),
+            spi::int8_array(deletes.iter().map(|&index| self.results[index].fence)),
+        ];
+        let rows = DELETE.with(|statement| statement.run(self.spi, &arguments, false));
+        let gone: FxHashSet<TaskId> = (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect();
+        for &index in deletes.iter().filter(|&&index| gone.contains(&self.results[index].id)) {
+            self.accept(index, End::Over);
+        }
+    }
+
+    /// Tasks that go on, wait or are parked.
+    fn update(&mut self, updates: &[usize], output: &mut Output) {
+        if updates.is_empty() {
+            return;
+        }
+        let (slot, results, held) = (self.slot, self.results, self.held);
+        let rows = update(self.spi, results, held, updates);
+        let by_id: FxHashMap<TaskId, usize> =
+            (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
+        let mut ends: Vec<(usize, End)> = Vec::with_capacity(updates.len());
+        let room = &mut self.room;
+        slot.with_board(|board| {
+            for &index in updates {
+                let result = &results[index];
+                let Some(&row) = by_id.get(&result.id) else { continue };
+                let fence = rows.int8(row, 2).unwrap_or(0);
+                let end = match &result.outcome {
+                    Outcome::Next(_) if *room > 0 && board.may_continue(&result.id, result.token) => {
+                        *room -= 1;
+                        // SAFETY: the column is a row's place.
+                        let place = rows.datum(row, 5).map_or(Place::UNKNOWN, |tid| {
+                            place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
+                        });
+                        End::Advance(Advance { token: board.next_token(), fence, place })
+                    }
+                    Outcome::Next(_) if held[index].is_some() => End::Back,
+                    _ => End::Over,
+                };
+                ends.push((index, end));
+            }
+        });
+        for (index, end) in ends {
+            let result = &results[index];
+            if let End::Advance(next) = end {
+                output.goes_on(&result.id, next.fence, next.token);
+            }
+            self.accept(index, end);
+            let due = match &result.outcome {
+                Outcome::NextAt(_, due) | Outcome::Retry(due) => *due,
+                Outcome::Next(_) if held[index].is_none() => spi::transaction_time(),
+                _ => continue,
+            };
+            let row = by_id[&result.id];
+            if let Some(queue) = rows.text(row, 3).as_deref().and_then(QueueName::new) {
+                let priority = rows.int2(row, 4).unwrap_or(0);
+                self.hints.push(Hint { due, id: result.id, priority, queue });
+            }
+        }
+    }
+
+    /// Everything else: the claim is stale.
+    fn refuse(&mut self, output: &mut Output) {
+        let mut count = 0;
+        for (index, result) in self.results.iter().enumerate() {
+            if self.written[index] {
+                continue;
+            }
+            count += 1;
+            output.refused(&result.id, result.token);
+            if self.held[index].is_some_and(|held| held.token == result.token) {
+                // The row is another one than the claim knew: let it be read again.
+                self.ends.push((result.id, result.token, End::Back));
+            }
+        }
+        self.slot.control().refused.fetch_add(count, Relaxed);
+    }
 }
 
 fn update(spi: &Connected, results: &[StepResult], held: &[Option<Entry>], updates: &[usize]) -> spi::Rows {
@@ -313,17 +395,17 @@ fn update(spi: &Connected, results: &[StepResult], held: &[Option<Entry>], updat
     UPDATE.with(|statement| statement.run(spi, &arguments, false))
 }
 
-/// The names of the steps of some tasks.
-fn names(spi: &Connected, ids: &[TaskId]) -> HashMap<TaskId, StepName> {
+/// The steps of some tasks.
+fn names(spi: &Connected, ids: &[TaskId]) -> FxHashMap<TaskId, (Kind, Label)> {
     if ids.is_empty() {
-        return HashMap::new();
+        return FxHashMap::default();
     }
     let rows = STEPS.with(|statement| statement.run(spi, &[spi::uuid_array(ids.iter())], false));
     (0..rows.len())
         .filter_map(|row| {
-            // SAFETY: the column is a jsonb.
+            // SAFETY: the column is a jsonb, which stays where it is while SPI is connected.
             let name = unsafe { jsonb::step_name(rows.datum(row, 2)?) }?;
-            Some((rows.uuid(row, 1)?, name))
+            Some((rows.uuid(row, 1)?, (name.kind(), name.label())))
         })
         .collect()
 }

@@ -1,13 +1,16 @@
 //! What the scheduler writes: lost workers, claims written behind, the epoch of the tokens. And whom it wakes.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::Pushed;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
 use pg_task_rules::token;
 use pgrx::pg_sys;
 
@@ -36,13 +39,28 @@ thread_local! {
                     t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
           FROM unnest($1, $2, $3, $4) AS d (id, fence, retries, add) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
-          RETURNING t.id, t.error IS NULL",
+            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
+                  ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
+                FOR UPDATE OF f SKIP LOCKED)) \
+          RETURNING t.id",
         &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID],
+    ) };
+    // What LOSE has passed over although the row is the one that was claimed: someone holds its lock.
+    static LOCKED: Statement = const { Statement::new(
+        c"SELECT t.id FROM unnest($1, $2) AS d (id, fence) JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) d.id \
+          WHERE t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL",
+        &[UUIDS, INT8S],
     ) };
     static WRITE_BEHIND: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET locked_by = d.worker, locked_at = d.since \
           FROM unnest($1, $2, $3, $4) AS d (id, fence, worker, since) \
-          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
+            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
+                  ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
+                FOR UPDATE OF f SKIP LOCKED)) \
+          RETURNING t.id",
         &[UUIDS, INT8S, UUIDS, TIMES],
     ) };
     static UNWRITE: Statement = const { Statement::new(
@@ -71,7 +89,9 @@ pub fn take_epoch(spi: &Connected, now: Micros) -> i64 {
 }
 
 /// Writes down that a worker was lost: the attempt of each task that it held is counted, and the task is ready again or parked.
-pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_limit: i32) {
+///
+/// Nobody waits here for a user's open transaction: returns the tasks whose rows are locked, for another try.
+pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_limit: i32) -> HashSet<TaskId> {
     let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.fence >= 0).collect();
     let limit = |claim: &&Entry| i64::from(claim.retry_limit.max(lost_limit));
     let arguments = [
@@ -81,11 +101,17 @@ pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_lim
         int4_array(claims.iter().map(|claim| i64::from(!claim.is_counted()))),
         Some(spi::uuid(worker)),
     ];
-    LOSE.with(|statement| statement.run(spi, &arguments, false));
+    if LOSE.with(|statement| statement.run(spi, &arguments, false)).len() == claims.len() {
+        return HashSet::new();
+    }
+    // The rows that were written have another fence now.
+    let arguments = [arguments[0], arguments[1]];
+    LOCKED.with(|statement| ids(&statement.run(spi, &arguments, false)))
 }
 
-/// Writes down who runs the steps that have been running for a while.
-pub fn write_behind(spi: &Connected, claims: &[(WorkerId, Entry)]) {
+/// Writes down who runs the steps that have been running for a while. Returns the tasks whose rows are locked, for another try.
+pub fn write_behind(spi: &Connected, claims: &[(WorkerId, Entry)]) -> HashSet<TaskId> {
+    let mut locked = HashSet::new();
     for claims in claims.chunks(WRITE_BATCH) {
         let mut since: Vec<pg_sys::Datum> =
             claims.iter().map(|(_, claim)| pg_sys::Datum::from(claim.since)).collect();
@@ -95,8 +121,19 @@ pub fn write_behind(spi: &Connected, claims: &[(WorkerId, Entry)]) {
             spi::uuid_array(claims.iter().map(|(worker, _)| worker)),
             spi::array(&mut since, ElementType::Timestamp),
         ];
-        WRITE_BEHIND.with(|statement| statement.run(spi, &arguments, false));
+        let written = WRITE_BEHIND.with(|statement| ids(&statement.run(spi, &arguments, false)));
+        if written.len() < claims.len() {
+            let arguments = [arguments[0], arguments[1]];
+            let left = LOCKED.with(|statement| ids(&statement.run(spi, &arguments, false)));
+            // Being written down leaves the fence as it is.
+            locked.extend(left.difference(&written));
+        }
     }
+    locked
+}
+
+fn ids(rows: &spi::Rows) -> HashSet<TaskId> {
+    (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
 }
 
 /// Takes back what was written down about claims that end without a result.
@@ -130,9 +167,10 @@ pub fn push(
     queue: &QueueName,
     priority: i16,
     key: &pg_task_rules::due::RowKey,
+    place: Place,
 ) -> Pushed {
     match board.intern(queue) {
-        Some(queue) => board.push_ready(key.id, key.due, queue, priority),
+        Some(queue) => board.push_ready(key.id, key.due, queue, priority, place),
         None => Pushed::Full,
     }
 }

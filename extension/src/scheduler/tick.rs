@@ -1,5 +1,6 @@
 //! One tick: hints in, due tasks to the board, idle workers woken, lost ones given up, the table read on.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -14,6 +15,7 @@ use pg_task_rules::due::Read;
 use pg_task_rules::due::RowKey;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 
 use super::beat;
@@ -25,6 +27,7 @@ use crate::shmem::State;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::Statement;
+use crate::task_table::TaskTable;
 
 /// Rows that the due book holds, at about 60 bytes each.
 const BOOK_CAPACITY: usize = 100_000;
@@ -35,17 +38,13 @@ const READ_LIMIT: usize = 8_192;
 /// Reads in one transaction, after which workers are woken and hints are looked at again.
 const READS_PER_TICK: usize = 4;
 
+/// A row of a lost worker's that someone keeps locked is tried again after this time.
+const LOCKED_RETRY: Micros = 200_000;
+
 /// After hints were lost the whole table may have to be read again: not more often than this.
 const RESCAN_GAP: Micros = 100_000;
 
 thread_local! {
-    static READ: Statement = const { Statement::new(
-        c"SELECT t.wakeup_at, t.id FROM pg_task.task AS t \
-          WHERE t.error IS NULL AND t.queue OPERATOR(pg_catalog.=) $1 AND t.priority OPERATOR(pg_catalog.=) $2 \
-            AND (t.wakeup_at, t.id) OPERATOR(pg_catalog.>=) ($3, $4) \
-          ORDER BY t.queue, t.priority, t.wakeup_at, t.id LIMIT $5",
-        &[pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::TIMESTAMPTZOID, pg_sys::UUIDOID, pg_sys::INT8OID],
-    ) };
     // A loose index scan: one descent for each queue and priority.
     static LANES: Statement = const { Statement::new(
         c"WITH RECURSIVE lane AS ( \
@@ -192,7 +191,7 @@ impl Ticker {
         let book = &mut self.book;
         self.slot.with_board(|board| {
             let mut current: Option<(LaneKey, u32)> = None;
-            book.offer_due(now, |lane, key| {
+            book.offer_due(now, |lane, key, place| {
                 let len = match &mut current {
                     Some((current, len)) if current == lane => len,
                     _ => {
@@ -204,7 +203,7 @@ impl Ticker {
                 if *len >= cap {
                     return Offered::NoRoom;
                 }
-                match beat::push(board, &lane.queue, lane.priority, key) {
+                match beat::push(board, &lane.queue, lane.priority, key, place) {
                     Pushed::Added => {
                         *len += 1;
                         Offered::Taken
@@ -246,18 +245,26 @@ impl Ticker {
                 Some((worker, board.workers[worker].id, claims))
             });
             let Some((worker, id, claims)) = lost else { return Ok(()) };
+            let mut locked = HashSet::new();
             if !claims.is_empty() {
                 let limit = guc::LOST_LIMIT.get();
-                background::transaction(|| spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit)))?;
-                pgrx::log!(
-                    "pg_task scheduler: a worker was lost, {} tasks that it held are handed out again",
-                    claims.len()
-                );
-                self.slot.control().lost.fetch_add(claims.len() as u64, Relaxed);
+                locked = background::transaction(|| {
+                    spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit))
+                })?;
+                let written = claims.len() - locked.len();
+                if written > 0 {
+                    pgrx::log!(
+                        "pg_task scheduler: a worker was lost; {written} tasks that it held are handed out again"
+                    );
+                }
+                self.slot.control().lost.fetch_add(written as u64, Relaxed);
             }
             self.slot.with_board(|board| {
+                for claim in claims.iter().filter(|claim| !locked.contains(&claim.id)) {
+                    board.give_back(&claim.id, claim.token);
+                }
                 if board.workers[worker].id == id {
-                    board.leave(worker);
+                    board.end_loss(worker, now + LOCKED_RETRY);
                 }
             });
             self.wake_idle()?;
@@ -276,7 +283,17 @@ impl Ticker {
         if claims.is_empty() {
             return Ok(());
         }
-        background::transaction(|| spi::connected(|spi| beat::write_behind(spi, &claims)))
+        let (slot, all) = (self.slot, &claims);
+        let result = background::transaction(|| spi::connected(|spi| beat::write_behind(spi, all)));
+        // After a failure nothing is written.
+        let is_left =
+            |claim: &Entry| result.as_ref().map_or(true, |locked: &HashSet<_>| locked.contains(&claim.id));
+        slot.with_board(|board| {
+            for (_, claim) in claims.iter().filter(|(_, claim)| is_left(claim)) {
+                board.not_written(&claim.id, claim.token);
+            }
+        });
+        result.map(drop)
     }
 
     fn reads_wanted(&self) -> bool {
@@ -299,7 +316,7 @@ impl Ticker {
                 }
                 for _ in 0..READS_PER_TICK {
                     let Some(read) = book.next_read(now) else { break };
-                    book.read_done(&read, &rows(spi, &read));
+                    book.read_done(&read, &due(&read));
                 }
             });
         })?;
@@ -347,18 +364,11 @@ impl Ticker {
 /// How often the table is looked at for rows of which nothing was heard: loaded without triggers, say.
 const RESCAN_EVERY: Micros = 60_000_000;
 
-fn rows(spi: &Connected, read: &Read) -> Vec<RowKey> {
-    let arguments = [
-        spi::text(read.lane.queue.as_str()),
-        spi::int(read.lane.priority),
-        spi::int(read.from.due),
-        Some(spi::uuid(&read.from.id)),
-        spi::int(read.limit as i64),
-    ];
-    let rows = READ.with(|statement| statement.run(spi, &arguments, true));
-    (0..rows.len())
-        .filter_map(|row| Some(RowKey { due: rows.int8(row, 1)?, id: rows.uuid(row, 2)? }))
-        .collect()
+fn due(read: &Read) -> Vec<(RowKey, Place)> {
+    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let rows = table.due(&read.lane, &read.from, read.limit);
+    table.close();
+    rows
 }
 
 fn lanes(spi: &Connected) -> Vec<LaneKey> {

@@ -14,6 +14,7 @@ use crate::Micros;
 use crate::TaskId;
 use crate::names::Kind;
 use crate::names::Label;
+use crate::place::Place;
 
 /// A task that was handed out: its row is still to be read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,6 +25,19 @@ pub struct Claim {
     pub token: i64,
 }
 
+/// A claim that was just made, with what the board knows about its task.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Taken {
+    /// The claim.
+    pub claim: Claim,
+    /// The queue from which it was taken.
+    pub queue: QueueId,
+    /// The priority with which it was ready.
+    pub priority: i16,
+    /// Where its row was seen last.
+    pub place: Place,
+}
+
 /// A chain may run so many steps at a time before tasks of the same priority that have waited get their turn.
 const MAX_STREAK: u16 = 100;
 
@@ -31,7 +45,7 @@ impl Board<'_> {
     /// Hands out up to `want` ready tasks to a live worker: lower priority numbers first, then earlier due times.
     ///
     /// What it did not get it is recorded to want, so that the scheduler wakes it.
-    pub fn claim(&mut self, worker: usize, want: u32, now: Micros, out: &mut Vec<Claim>) {
+    pub fn claim(&mut self, worker: usize, want: u32, now: Micros, out: &mut Vec<Taken>) {
         let mut candidates = [0_u16; 512];
         let mut count = 0;
         let slot = &self.workers[worker];
@@ -67,7 +81,9 @@ impl Board<'_> {
             while got < want && self.lane_key(lane).is_some_and(|key| key <= limit) {
                 let index = self.lanes[lane].first;
                 self.unlink_ready(index);
-                out.push(self.claim_entry(index, worker, now));
+                let claim = self.claim_entry(index, worker, now);
+                let Entry { queue, priority, place, .. } = self.entries[index as usize];
+                out.push(Taken { claim, queue, priority, place });
                 got += 1;
             }
         }
@@ -90,6 +106,7 @@ impl Board<'_> {
             let entry = &mut self.entries[index as usize];
             entry.fence = row.fence;
             entry.kind = row.kind;
+            entry.place = row.place;
             entry.retry_limit = self.workers[entry.owner as usize].retry_limit(row.kind).unwrap_or(0);
             if row.counted {
                 entry.flags |= COUNTED | WRITTEN;
@@ -146,11 +163,12 @@ impl Board<'_> {
     }
 
     /// The claim goes on as the claim of the task's next step, under a new token.
-    pub fn advance(&mut self, id: &TaskId, token: i64, next_token: i64, fence: i64, now: Micros) -> bool {
+    pub fn advance(&mut self, id: &TaskId, token: i64, next: &Advance, now: Micros) -> bool {
         let Some(index) = self.find_claim(id, token) else { return false };
         let entry = &mut self.entries[index as usize];
-        entry.token = next_token;
-        entry.fence = fence;
+        entry.token = next.token;
+        entry.fence = next.fence;
+        entry.place = next.place;
         entry.since = now;
         entry.flags = 0;
         entry.streak = entry.streak.saturating_add(1);
@@ -245,6 +263,13 @@ impl Board<'_> {
                 }
                 index = entry.next;
             }
+        }
+    }
+
+    /// A claim could not be written down: it will be tried again.
+    pub fn not_written(&mut self, id: &TaskId, token: i64) {
+        if let Some(index) = self.find_claim(id, token) {
+            self.entries[index as usize].flags &= !WRITTEN;
         }
     }
 
@@ -353,6 +378,17 @@ impl Board<'_> {
     }
 }
 
+/// The claim of a task's next step.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Advance {
+    /// The next attempt.
+    pub token: i64,
+    /// The row's fence after the transition.
+    pub fence: i64,
+    /// Where the row is after the transition.
+    pub place: Place,
+}
+
 /// What the row of a task says that was handed out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ClaimedRow {
@@ -360,6 +396,8 @@ pub struct ClaimedRow {
     pub fence: i64,
     /// Its step.
     pub kind: Kind,
+    /// Where it is.
+    pub place: Place,
     /// Whether the claim was made in writing: the row counts the attempt and names the worker.
     pub counted: bool,
 }

@@ -6,6 +6,7 @@ use crate::TaskId;
 use crate::WorkerId;
 use crate::names::Kind;
 use crate::names::Label;
+use crate::place::Place;
 
 /// No entry.
 pub(super) const NIL: u32 = u32::MAX;
@@ -115,6 +116,8 @@ pub struct Entry {
     pub kind: Kind,
     /// How often its worker would retry the step.
     pub retry_limit: i32,
+    /// Where its row was seen last.
+    pub place: Place,
     pub(super) hash_next: u32,
     pub(super) prev: u32,
     pub(super) next: u32,
@@ -139,6 +142,7 @@ impl Entry {
         since: 0,
         kind: Kind::ANY,
         retry_limit: 0,
+        place: Place::UNKNOWN,
         hash_next: NIL,
         prev: NIL,
         next: NIL,
@@ -218,7 +222,7 @@ pub struct WorkerSlot {
     pub registered_at: Micros,
     /// When it was last heard of.
     pub heartbeat_at: Micros,
-    /// When its connection ended.
+    /// When its connection ended; of a lost worker, when what it held is to be written down.
     pub gone_at: Micros,
     /// How long it may be silent, in microseconds.
     pub lease: Micros,

@@ -67,7 +67,7 @@ fn registration(n: u8) -> Registration<'static> {
 fn claim_all(board: &mut Board<'_>, worker: usize, want: u32, now: Micros) -> Vec<Claim> {
     let mut out = Vec::new();
     board.claim(worker, want, now, &mut out);
-    out
+    out.iter().map(|taken| taken.claim).collect()
 }
 
 const Q: QueueId = QueueId(0);
@@ -78,7 +78,7 @@ fn lower_priority_numbers_run_first_then_earlier_due_times() {
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("a place is free");
     for (n, due, priority) in [(1, 30, 0), (2, 10, 0), (3, 20, 0), (4, 99, -1), (5, 1, 7)] {
-        assert_eq!(board.push_ready(id(n), due, Q, priority), Pushed::Added);
+        assert_eq!(board.push_ready(id(n), due, Q, priority, Place::UNKNOWN), Pushed::Added);
     }
     let order: Vec<_> = claim_all(&mut board, worker, 10, 100).iter().map(|claim| claim.id[15]).collect();
     assert_eq!(order, [4, 2, 3, 1, 5]);
@@ -90,7 +90,7 @@ fn two_queues_of_one_priority_are_merged_by_due_time() {
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("a place is free");
     for (n, due, queue) in [(1, 10, 0), (2, 20, 1), (3, 30, 0), (4, 40, 1)] {
-        board.push_ready(id(n), due, QueueId(queue), 0);
+        board.push_ready(id(n), due, QueueId(queue), 0, Place::UNKNOWN);
     }
     let order: Vec<_> = claim_all(&mut board, worker, 3, 100).iter().map(|claim| claim.id[15]).collect();
     assert_eq!(order, [1, 2, 3]);
@@ -102,8 +102,8 @@ fn a_worker_gets_tasks_of_its_queues_only() {
     let mut board = memory.board();
     let queues = [QueueId(1)];
     let worker = board.register(&Registration { queues: &queues, ..registration(1) }, 0).expect("free");
-    board.push_ready(id(1), 1, QueueId(0), 0);
-    board.push_ready(id(2), 2, QueueId(1), 0);
+    board.push_ready(id(1), 1, QueueId(0), 0, Place::UNKNOWN);
+    board.push_ready(id(2), 2, QueueId(1), 0, Place::UNKNOWN);
     let claims = claim_all(&mut board, worker, 5, 10);
     assert_eq!(claims.iter().map(|claim| claim.id).collect::<Vec<_>>(), [id(2)]);
     assert_eq!(board.workers[worker].wanted, 4);
@@ -115,14 +115,14 @@ fn a_full_board_says_so_and_has_room_again_after_a_claim_ends() {
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
     for n in 0..8 {
-        assert_eq!(board.push_ready(id(n), 1, Q, 0), Pushed::Added);
+        assert_eq!(board.push_ready(id(n), 1, Q, 0, Place::UNKNOWN), Pushed::Added);
     }
-    assert_eq!(board.push_ready(id(9), 1, Q, 0), Pushed::Full);
+    assert_eq!(board.push_ready(id(9), 1, Q, 0, Place::UNKNOWN), Pushed::Full);
     let claim = claim_all(&mut board, worker, 1, 10)[0];
-    assert_eq!(board.push_ready(claim.id, 1, Q, 0), Pushed::Present);
-    assert_eq!(board.push_ready(id(9), 1, Q, 0), Pushed::Full);
+    assert_eq!(board.push_ready(claim.id, 1, Q, 0, Place::UNKNOWN), Pushed::Present);
+    assert_eq!(board.push_ready(id(9), 1, Q, 0, Place::UNKNOWN), Pushed::Full);
     assert!(board.end_claim(&claim.id, claim.token));
-    assert_eq!(board.push_ready(id(9), 1, Q, 0), Pushed::Added);
+    assert_eq!(board.push_ready(id(9), 1, Q, 0, Place::UNKNOWN), Pushed::Added);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_finish_with_an_older_token_does_nothing() {
     let mut memory = small();
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
-    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
     let first = claim_all(&mut board, worker, 1, 10)[0];
     assert!(board.give_back(&first.id, first.token));
     let second = claim_all(&mut board, worker, 1, 10)[0];
@@ -147,7 +147,7 @@ fn a_step_that_a_worker_does_not_know_waits_for_one_that_does() {
     let old = board
         .register(&Registration { kinds: Some(&[(Kind::new("Task", "Old"), 0)]), ..registration(1) }, 0)
         .expect("free");
-    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
     let claim = claim_all(&mut board, old, 1, 10)[0];
     assert!(!board.workers[old].knows(new));
     assert!(board.misfit(&claim.id, claim.token, new, Label::new("Task/New")));
@@ -166,7 +166,7 @@ fn a_worker_that_named_no_steps_can_still_learn_that_it_does_not_know_one() {
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
     let kind = Kind::new("Task", "New");
-    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
     let claim = claim_all(&mut board, worker, 1, 10)[0];
     board.note_unknown(worker, kind);
     board.misfit(&claim.id, claim.token, kind, Label::new("Task/New"));
@@ -182,12 +182,12 @@ fn only_as_many_idle_workers_are_woken_as_there_are_tasks_and_each_once() {
         claim_all(&mut board, worker, 2, 0);
     }
     for n in 0..3 {
-        board.push_ready(id(n), 1, Q, 0);
+        board.push_ready(id(n), 1, Q, 0, Place::UNKNOWN);
     }
     let mut woken = Vec::new();
     board.take_idle(&mut woken);
     assert_eq!(woken, [[1; 16], [2; 16]]);
-    board.push_ready(id(4), 1, Q, 0);
+    board.push_ready(id(4), 1, Q, 0, Place::UNKNOWN);
     woken.clear();
     board.take_idle(&mut woken);
     assert_eq!(woken, [[3; 16]]);
@@ -217,7 +217,7 @@ fn a_worker_that_comes_back_within_the_grace_keeps_its_claims() {
     let mut memory = small();
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
-    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
     let claim = claim_all(&mut board, worker, 1, 10)[0];
     board.gone(&[1; 16], 1, 20);
     assert_eq!(board.register(&registration(1), 30), Ok(worker));
@@ -236,7 +236,7 @@ fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
     assert!(board.assert_claim(first, &held, &row, 6), "saying it twice does no harm");
     let second = board.register(&registration(2), 0).expect("free");
     assert!(!board.assert_claim(second, &held, &row, 7));
-    assert_eq!(board.push_ready(id(1), 1, Q, 0), Pushed::Present);
+    assert_eq!(board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN), Pushed::Present);
     assert!(board.end_claim(&held.id, 77));
 }
 
@@ -245,19 +245,24 @@ fn a_chain_gives_way_to_better_priorities_and_after_a_hundred_steps_to_its_equal
     let mut memory = small();
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
-    board.push_ready(id(1), 1, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
     let mut claim = claim_all(&mut board, worker, 1, 10)[0];
-    board.push_ready(id(2), 1, Q, 0);
+    board.push_ready(id(2), 1, Q, 0, Place::UNKNOWN);
     for step in 0..100 {
         assert!(board.may_continue(&claim.id, claim.token), "step {step}");
         let next = board.next_token();
-        assert!(board.advance(&claim.id, claim.token, next, step, 10));
+        assert!(board.advance(
+            &claim.id,
+            claim.token,
+            &Advance { token: next, fence: step, place: Place::UNKNOWN },
+            10
+        ));
         claim.token = next;
     }
     assert!(!board.may_continue(&claim.id, claim.token));
     board.remove_ready(&id(2));
     assert!(board.may_continue(&claim.id, claim.token));
-    board.push_ready(id(3), 1, Q, -1);
+    board.push_ready(id(3), 1, Q, -1, Place::UNKNOWN);
     assert!(!board.may_continue(&claim.id, claim.token));
 }
 
@@ -266,8 +271,8 @@ fn a_cancelled_task_is_told_once_to_its_worker() {
     let mut memory = small();
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
-    board.push_ready(id(1), 1, Q, 0);
-    board.push_ready(id(2), 2, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
+    board.push_ready(id(2), 2, Q, 0, Place::UNKNOWN);
     claim_all(&mut board, worker, 1, 10);
     assert_eq!(board.cancel(&id(1)), Some(worker));
     assert_eq!(board.cancel(&id(2)), None);
@@ -287,11 +292,11 @@ fn claims_are_written_down_once_when_they_are_old_enough() {
     let mut memory = small();
     let mut board = memory.board();
     let worker = board.register(&registration(1), 0).expect("free");
-    board.push_ready(id(1), 1, Q, 0);
-    board.push_ready(id(2), 1, Q, 0);
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
+    board.push_ready(id(2), 1, Q, 0, Place::UNKNOWN);
     let first = claim_all(&mut board, worker, 1, 10)[0];
     let second = claim_all(&mut board, worker, 1, 20)[0];
-    let row = ClaimedRow { fence: 4, kind: Kind::new("a", "b"), counted: false };
+    let row = ClaimedRow { fence: 4, kind: Kind::new("a", "b"), counted: false, place: Place::UNKNOWN };
     board.note_row(&first, &row);
     board.note_row(&second, &ClaimedRow { fence: 5, ..row });
     assert_eq!(board.oldest_unwritten(), Some(10));
@@ -345,7 +350,7 @@ proptest! {
         for op in ops {
             let mut board = memory.board();
             match op {
-                Op::Push(n, due, queue, priority) => match board.push_ready(id(n), due, QueueId(queue), priority) {
+                Op::Push(n, due, queue, priority) => match board.push_ready(id(n), due, QueueId(queue), priority, Place::UNKNOWN) {
                     Pushed::Added => {
                         prop_assert!(!claimed.contains_key(&n));
                         prop_assert!(ready.insert(n));
@@ -381,7 +386,8 @@ proptest! {
                 Op::Advance(n) => {
                     if let Some((_, token)) = claimed.get_mut(&n) {
                         let next = board.next_token();
-                        prop_assert!(board.advance(&id(n), *token, next, 1, 200));
+                        let step = Advance { token: next, fence: 1, place: Place::UNKNOWN };
+                        prop_assert!(board.advance(&id(n), *token, &step, 200));
                         *token = next;
                         last_token = next;
                     }

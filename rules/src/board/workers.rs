@@ -151,35 +151,42 @@ impl Board<'_> {
 
     /// A worker whose grace or lease has run out. It is given up: from now on it gets nothing and what it says is void.
     pub fn take_lost(&mut self, grace: Micros, now: Micros) -> Option<usize> {
-        let worker = (0..self.workers.len()).find(|&worker| {
-            let slot = &self.workers[worker];
-            slot.state == WorkerState::Lost || slot.deadline(grace).is_some_and(|deadline| deadline <= now)
-        })?;
+        let worker = (0..self.workers.len())
+            .find(|&worker| self.workers[worker].deadline(grace).is_some_and(|deadline| deadline <= now))?;
         let slot = &mut self.workers[worker];
         if slot.state != WorkerState::Lost {
             slot.state = WorkerState::Lost;
+            slot.gone_at = now;
             slot.generation = slot.generation.wrapping_add(1);
             slot.wanted = 0;
         }
         Some(worker)
     }
 
+    /// What a lost worker held is written down, but for what could not be written yet: that is tried again at `again_at`.
+    pub fn end_loss(&mut self, worker: usize, again_at: Micros) {
+        let slot = &mut self.workers[worker];
+        if slot.state != WorkerState::Lost {
+            return;
+        }
+        if slot.claimed == 0 {
+            self.forget(worker);
+        } else {
+            slot.gone_at = again_at;
+        }
+    }
+
     /// When the next worker is lost if nothing more is heard.
     pub fn next_loss(&self, grace: Micros) -> Option<Micros> {
-        self.workers
-            .iter()
-            .filter_map(|slot| match slot.state {
-                WorkerState::Lost => Some(Micros::MIN),
-                _ => slot.deadline(grace),
-            })
-            .min()
+        self.workers.iter().filter_map(|slot| slot.deadline(grace)).min()
     }
 }
 
 impl WorkerSlot {
     fn deadline(&self, grace: Micros) -> Option<Micros> {
         match self.state {
-            WorkerState::Free | WorkerState::Lost => None,
+            WorkerState::Free => None,
+            WorkerState::Lost => Some(self.gone_at),
             WorkerState::Live => Some(self.heartbeat_at.saturating_add(self.lease)),
             WorkerState::Gone => {
                 Some(self.gone_at.saturating_add(grace).min(self.heartbeat_at.saturating_add(self.lease)))

@@ -3,17 +3,15 @@
 //! Natural batching: while calls are under way, results gather; the next call brings them all. No timer is involved, so that a lone
 //! result leaves at once and a thousand leave together.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use chrono::DateTime;
-use chrono::Utc;
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tracing::debug;
 use tracing::info;
 use tracing::warn;
@@ -21,15 +19,18 @@ use uuid::Uuid;
 
 use super::Settings;
 use super::backoff;
+use super::executor::Claim;
 use super::executor::Control;
 use super::executor::Executor;
 use super::executor::Finished;
 use super::executor::Outcome;
 use super::executor::Source;
 use super::executor::Start;
-use super::lane;
 use super::lane::Answer;
 use super::lane::Call;
+use super::lane::Lane;
+use super::packed;
+use super::packed::Item;
 use super::session;
 use super::session::Command;
 use super::session::Held;
@@ -48,6 +49,12 @@ const LANES: usize = 2;
 /// Results that one call brings at most; the server's time for a call stays in the milliseconds.
 const MAX_BATCH: usize = 2_000;
 
+/// A result whose row someone keeps locked is brought again after this time.
+const DEFERRED: Duration = Duration::from_millis(500);
+
+/// After the session is back, calls that are still under way on old connections are given this time to end.
+const CUT_AFTER: Duration = Duration::from_secs(2);
+
 /// A cancelled step has so long to notice before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
@@ -57,10 +64,10 @@ pub(super) enum Event<T> {
     Answer(Answer<T>),
     /// A task that the worker runs was cancelled.
     Cancelled(Uuid),
-    /// A step was dropped.
-    Dropped(Uuid, i64),
-    /// Steps have ended.
-    Finished(Vec<Finished<T>>),
+    /// Calls that are still under way since the session came back are to be given up.
+    CutLanes,
+    /// A result that was deferred may be brought again.
+    Deferred(Uuid),
     /// The server was heard of.
     Heard,
     /// A lane may be used again after a failure.
@@ -69,8 +76,8 @@ pub(super) enum Event<T> {
     Left,
     /// The session listens: the worker can be registered.
     Listening,
-    /// The worker is registered; these tasks are not its own any more.
-    Registered { refused: Vec<Uuid> },
+    /// The worker is registered, under this number; these tasks are not its own any more.
+    Registered { refused: Vec<Uuid>, registration: i64 },
     /// The session's connection is gone; it is making a new one.
     SessionLost(sqlx::Error),
     /// The worker is to stop.
@@ -107,14 +114,16 @@ pub(super) struct Dispatcher<T> {
     sender: mpsc::UnboundedSender<Event<T>>,
     session: mpsc::UnboundedSender<Command>,
     lanes: Vec<mpsc::Sender<Call<T>>>,
+    cut: watch::Sender<u64>,
+    registration: i64,
     idle_lanes: Vec<usize>,
     lane_failures: u32,
     standing: Standing,
     ever_registered: bool,
-    running: HashMap<Uuid, Running>,
+    running: FxHashMap<Uuid, Running>,
     results: VecDeque<Finished<T>>,
-    /// Results that calls under way are bringing.
-    in_flight: Vec<Held>,
+    /// Results whose rows were locked: to be brought again.
+    deferred: FxHashMap<Uuid, Finished<T>>,
     asked: usize,
     work_expected: bool,
     stopping: bool,
@@ -142,27 +151,33 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             events: sender.clone(),
         };
         tokio::spawn(session_part.serve());
+        let (cut, cut_lanes) = watch::channel(0);
+        // A call waits for nothing that takes long; the lease ends what a broken connection holds up.
+        let patience = settings.lease / 2;
         let lanes = (0..LANES)
-            .map(|lane| {
+            .map(|number| {
                 let (calls, receiver) = mpsc::channel(1);
-                tokio::spawn(lane::serve(lane, worker, db.clone(), receiver, sender.clone()));
+                let lane = Lane { number, worker, db: db.clone(), patience, cut: cut_lanes.clone() };
+                tokio::spawn(lane.serve(receiver, sender.clone()));
                 calls
             })
             .collect();
         Self {
             settings,
-            executor: Executor { shared, events: sender.clone() },
+            executor: Executor::new(shared),
             events,
             sender,
             session,
             lanes,
+            cut,
+            registration: 0,
             idle_lanes: (0..LANES).rev().collect(),
             lane_failures: 0,
             standing: Standing::Away,
             ever_registered: false,
-            running: HashMap::new(),
+            running: FxHashMap::default(),
             results: VecDeque::new(),
-            in_flight: Vec::new(),
+            deferred: FxHashMap::default(),
             asked: 0,
             work_expected: false,
             stopping: false,
@@ -193,9 +208,11 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                         break;
                     }
                 }
+                () = self.executor.news() => {}
                 () = cancellation.cancelled(), if !self.stopping => self.stop(),
                 _ = lease_check.tick() => self.check_lease(),
             }
+            self.take_finished();
             self.advance();
         }
         match self.failed {
@@ -209,31 +226,20 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         match event {
             Event::Answer(answer) => self.answer(answer),
             Event::Cancelled(id) => self.cancel(id),
-            Event::Dropped(id, token) => {
-                self.running.remove(&id);
-                debug!("[{id}] attempt {token} was dropped");
-            }
-            Event::Finished(finished) => {
-                for result in finished {
-                    // A result of a claim that was given up meanwhile is of no use to anyone.
-                    if self.running.get(&result.id).is_some_and(|running| running.token == result.token) {
-                        self.running.remove(&result.id);
-                        self.results.push_back(result);
-                    }
+            Event::CutLanes => {
+                if self.standing == Standing::Listening {
+                    self.cut.send_modify(|number| *number += 1);
                 }
             }
+            Event::Deferred(id) => self.results.extend(self.deferred.remove(&id)),
             Event::Heard => self.last_heard = Instant::now(),
             Event::LaneRested(lane) => self.idle_lanes.push(lane),
             Event::Left => return true,
-            Event::Listening => self.standing = Standing::Listening,
-            Event::Registered { refused } => self.registered(&refused),
+            Event::Listening => self.listening(),
+            Event::Registered { refused, registration } => self.registered(&refused, registration),
             Event::SessionLost(error) => self.session_lost(error),
             Event::Stop => self.stop(),
-            Event::Unregistered => {
-                if self.standing == Standing::Registered {
-                    self.standing = Standing::Listening;
-                }
-            }
+            Event::Unregistered => self.unregistered(),
             Event::Wake => self.work_expected = true,
         }
         false
@@ -241,18 +247,51 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
 
     /// Does what there is to do: register, call, or sign off.
     fn advance(&mut self) {
-        let calls_under_way = !self.in_flight.is_empty() || self.asked > 0 || self.idle_lanes.len() < LANES;
+        let calls_under_way = self.asked > 0 || self.idle_lanes.len() < LANES;
         if self.standing == Standing::Listening && !calls_under_way {
-            let results = self.results.iter().map(|result| held(result.id, result.fence, result.token));
-            let running = self.running.iter().map(|(id, running)| held(*id, running.fence, running.token));
+            let results = self.results.iter().chain(self.deferred.values());
+            let results = results.map(|result| held(&result.claim));
+            let running = self.running.iter().map(|(id, running)| Held {
+                id: *id,
+                fence: running.fence,
+                token: running.token,
+            });
             let _ = self.session.send(Command::Register(results.chain(running).collect()));
             self.standing = Standing::Registering;
         }
         while self.standing == Standing::Registered && self.call() {}
-        let idle = self.running.is_empty() && self.results.is_empty() && !calls_under_way;
+        let idle = self.running.is_empty()
+            && self.results.is_empty()
+            && self.deferred.is_empty()
+            && self.idle_lanes.len() == LANES;
         if self.stopping && idle && self.standing != Standing::Registering {
             let _ = self.session.send(Command::Leave);
         }
+    }
+
+    /// Fetches what the executor has finished. A result of a claim that was given up meanwhile is of no use to anyone.
+    fn take_finished(&mut self) {
+        for result in self.executor.take_finished() {
+            let Claim { id, token, .. } = result.claim;
+            if self.running.get(&id).is_some_and(|running| running.token == token) {
+                self.running.remove(&id);
+                match result.outcome {
+                    Outcome::Dropped => debug!("[{id}] attempt {token} was dropped"),
+                    _ => self.results.push_back(result),
+                }
+            }
+        }
+    }
+
+    /// The session listens. Calls that are under way must end before the worker says what it holds; a connection
+    /// that is half open would keep one for ever.
+    fn listening(&mut self) {
+        self.standing = Standing::Listening;
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(CUT_AFTER).await;
+            let _ = sender.send(Event::CutLanes);
+        });
     }
 
     /// Makes a call if there is a reason to and a lane to make it on.
@@ -276,104 +315,107 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         let count = self.results.len().min(batch);
         self.one_by_one = self.one_by_one.saturating_sub(count);
         let results: Vec<_> = self.results.drain(..count).collect();
-        self.in_flight.extend(results.iter().map(|result| held(result.id, result.fence, result.token)));
         self.asked += want;
         if want > 0 {
             self.work_expected = false;
         }
         // The channel has room for one call and the lane is idle.
-        let sent = self.lanes[lane].try_send(Call { want, results });
+        let sent = self.lanes[lane].try_send(Call { registration: self.registration, want, results });
         debug_assert!(sent.is_ok(), "an idle lane takes a call");
         true
     }
 
     fn answer(&mut self, answer: Answer<T>) {
-        let Answer { lane, want, results, rows } = answer;
+        let Answer { lane, want, results, answer } = answer;
         self.asked -= want;
-        self.in_flight
-            .retain(|held| !results.iter().any(|result| result.id == held.id && result.token == held.token));
-        match rows {
-            Ok(rows) => {
+        match answer {
+            Ok(answer) => {
                 self.idle_lanes.push(lane);
                 self.lane_failures = 0;
                 self.last_heard = Instant::now();
                 if std::mem::take(&mut self.troubled) {
                     info!("the worker is in touch with the server again");
                 }
-                self.take_rows(want, results, rows);
+                self.take_answer(want, results, answer);
             }
             Err(error) => self.call_failed(lane, want, results, error),
         }
     }
 
-    fn take_rows(&mut self, want: usize, results: Vec<Finished<T>>, rows: Vec<PgRow>) {
-        let mut next: HashMap<Uuid, T> = results
+    fn take_answer(&mut self, want: usize, results: Vec<Finished<T>>, answer: Bytes) {
+        let mut next: FxHashMap<Uuid, (Claim, T)> = results
             .into_iter()
             .filter_map(|result| match result.outcome {
-                Outcome::Next(_, step) => Some((result.id, step)),
+                Outcome::Next(_, step) => Some((result.claim.id, (result.claim, step))),
                 _ => None,
             })
             .collect();
-        let mut starts = Vec::with_capacity(rows.len());
-        for row in rows {
-            let Ok(event) = row.try_get::<i16, _>(0) else { continue };
-            match event {
-                0 => starts.extend(start(row, Source::Row)),
-                1 => {
-                    let step = row.try_get(1).ok().and_then(|id: Uuid| next.remove(&id));
-                    starts.extend(step.and_then(|step| start(row, |_| Source::Memory(step))));
+        let mut starts = Vec::with_capacity(want.min(answer.len() / 50));
+        for item in packed::items(answer) {
+            match item {
+                Ok(Item::Task(task)) => starts.push(start(task)),
+                Ok(Item::GoesOn { id, fence, token }) => {
+                    starts.extend(next.remove(&id).map(|(claim, step)| Start {
+                        claim: Claim { fence, token, ..claim },
+                        tried: 0,
+                        source: Source::Memory(step),
+                        control: Arc::default(),
+                    }));
                 }
-                2 => {
-                    let id: Option<Uuid> = row.try_get(1).ok();
+                Ok(Item::Refused { id }) => {
                     warn!(
-                        "[{}] the result was refused: the task was changed, cancelled or given to another worker",
-                        id.unwrap_or_default()
+                        "[{id}] the result was refused: the task was changed, cancelled or given to another worker"
                     );
                 }
-                3 => {
-                    if let Ok(id) = row.try_get(1) {
-                        self.cancel(id);
-                    }
-                }
-                4 => self.stop(),
-                5 => {
-                    if self.standing == Standing::Registered {
-                        self.standing = Standing::Listening;
-                    }
-                }
-                _ => debug!("an event of a later protocol: {event}"),
+                Ok(Item::Cancelled { id }) => self.cancel(id),
+                Ok(Item::Stop) => self.stop(),
+                Ok(Item::Unregistered) => self.unregistered(),
+                Ok(Item::Work) => self.work_expected = true,
+                Err(error) => warn!("{error}"),
             }
         }
         // As many as wanted: there may be more.
         self.work_expected |= want > 0 && starts.len() >= want;
         if self.stopping {
             // They came with the request to stop: nothing was begun, nothing is lost.
-            self.results.extend(starts.into_iter().map(|start| Finished {
-                id: start.id,
-                fence: start.fence,
-                token: start.token,
-                outcome: Outcome::Release,
-            }));
+            let release = |start: Start<T>| Finished { claim: start.claim, outcome: Outcome::Release };
+            self.results.extend(starts.into_iter().map(release));
             return;
         }
         for start in &starts {
-            let running = Running { fence: start.fence, token: start.token, control: start.control.clone() };
-            self.running.insert(start.id, running);
+            let Claim { id, fence, token, .. } = start.claim;
+            self.running.insert(id, Running { fence, token, control: start.control.clone() });
         }
         self.executor.start(starts);
     }
 
+    fn unregistered(&mut self) {
+        if self.standing == Standing::Registered {
+            self.listening();
+        }
+    }
+
     fn call_failed(&mut self, lane: usize, want: usize, mut results: Vec<Finished<T>>, error: sqlx::Error) {
         self.work_expected |= want > 0;
-        if error::is_data(&error) && !results.is_empty() {
+        if error::is_about_a_result(&error) && !results.is_empty() {
             self.idle_lanes.push(lane);
-            if let [result] = &mut results[..] {
-                warn!("[{}] the result was refused and parks the task: {error}", result.id);
-                result.outcome = Outcome::Park(source_chain::text(&error));
-            } else {
+            if results.len() > 1 {
+                // One of them: brought one by one, the others get through.
                 self.one_by_one = results.len();
+                results.into_iter().rev().for_each(|result| self.results.push_front(result));
+            } else if let Some(mut result) = results.pop() {
+                if error::is_data(&error) {
+                    warn!("[{}] the result was refused and parks the task: {error}", result.claim.id);
+                    result.outcome = Outcome::Park(source_chain::text(&error));
+                    self.results.push_front(result);
+                } else {
+                    warn!(
+                        "[{}] the result could not be written and will be brought again: {error}",
+                        result.claim.id
+                    );
+                    self.defer(result);
+                }
             }
-            results.into_iter().rev().for_each(|result| self.results.push_front(result));
             return;
         }
         if !std::mem::replace(&mut self.troubled, true) {
@@ -381,9 +423,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
         results.into_iter().rev().for_each(|result| self.results.push_front(result));
         // It is not known what the server did with the call: registering again settles it.
-        if self.standing == Standing::Registered {
-            self.standing = Standing::Listening;
-        }
+        self.unregistered();
         let (sender, rest) = (self.sender.clone(), backoff(self.lane_failures));
         self.lane_failures += 1;
         tokio::spawn(async move {
@@ -392,8 +432,19 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         });
     }
 
-    fn registered(&mut self, refused: &[Uuid]) {
+    /// Keeps a result for a while.
+    fn defer(&mut self, result: Finished<T>) {
+        let (sender, id) = (self.sender.clone(), result.claim.id);
+        self.deferred.insert(id, result);
+        tokio::spawn(async move {
+            tokio::time::sleep(DEFERRED).await;
+            let _ = sender.send(Event::Deferred(id));
+        });
+    }
+
+    fn registered(&mut self, refused: &[Uuid], registration: i64) {
         self.standing = Standing::Registered;
+        self.registration = registration;
         self.last_heard = Instant::now();
         // Whatever came while nobody listened.
         self.work_expected = true;
@@ -402,7 +453,8 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
         for id in refused {
             warn!("[{id}] the task is no longer this worker's");
-            self.results.retain(|result| result.id != *id);
+            self.results.retain(|result| result.claim.id != *id);
+            self.deferred.remove(id);
             self.cancel(*id);
         }
     }
@@ -427,10 +479,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         let Some(running) = self.running.get(&id) else { return };
         info!("[{id}] cancelled");
         let control = running.control.clone();
-        control.cancellation.cancel();
+        control.cancel();
         tokio::spawn(async move {
             tokio::time::sleep(CANCEL_GRACE).await;
-            control.drop.notify_one();
+            control.drop_step();
         });
     }
 
@@ -449,25 +501,19 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
         warn!("not in touch with the server for the whole lease: dropping {} steps", self.running.len());
         for (_, running) in self.running.drain() {
-            running.control.cancellation.cancel();
-            running.control.drop.notify_one();
+            running.control.cancel();
+            running.control.drop_step();
         }
         self.results.clear();
     }
 }
 
-fn held(id: Uuid, fence: i64, token: i64) -> Held {
-    Held { id, fence, token }
+fn held(claim: &Claim) -> Held {
+    Held { id: claim.id, fence: claim.fence, token: claim.token }
 }
 
-fn start<T>(row: PgRow, source: impl FnOnce(PgRow) -> Source<T>) -> Option<Start<T>> {
-    Some(Start {
-        id: row.try_get(1).ok()?,
-        fence: row.try_get(2).ok()?,
-        token: row.try_get(3).ok()?,
-        tried: row.try_get(4).ok()?,
-        due_at: row.try_get::<Option<DateTime<Utc>>, _>(5).ok()?.unwrap_or_default(),
-        control: Arc::default(),
-        source: source(row),
-    })
+fn start<T>(task: packed::Task) -> Start<T> {
+    let packed::Task { id, fence, token, tried, due, queue, step } = task;
+    let claim = Claim { id, fence, token, due, queue };
+    Start { claim, tried, source: Source::Json(step), control: Arc::default() }
 }

@@ -1,27 +1,29 @@
 //! The executor: decodes steps, runs them, and turns what they end in into results.
 //!
-//! Steps come in chunks. A chunk polls each of its steps once; those that are done then (a step that only computes) cost neither a
-//! runtime task nor a message of their own. A step that waits goes on in a runtime task, so that it holds up nobody, and a chunk that
-//! has computed for a while hands what is left of it to another thread.
+//! Steps wait in one queue. *Runners*, at most as many as the runtime has threads, take one after the other and poll it
+//! once; those that are done then (a step that only computes) cost neither a runtime task nor a message of their own. A step that
+//! waits goes on in a runtime task of its own, so that it holds up nobody; one that computes for long holds up its runner
+//! alone, and the results of others are with the dispatcher already.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use chrono::DateTime;
-use chrono::Utc;
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use sqlx::Row;
-use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use tokio::sync::Notify;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use tracing::debug;
@@ -29,7 +31,6 @@ use tracing::error;
 use tracing::info;
 use uuid::Uuid;
 
-use super::dispatcher::Event;
 use crate::Context;
 use crate::NextStep;
 use crate::Step;
@@ -38,45 +39,63 @@ use crate::context::Shared;
 use crate::enqueue;
 use crate::source_chain;
 
-/// Steps that are handed to one runtime task at a time.
-pub(super) const CHUNK: usize = 32;
-
-/// How long a chunk may compute before it hands the rest of it on.
-const CHUNK_TIME: Duration = Duration::from_micros(200);
+/// How long a runner may go on before it lets others of its thread have a turn.
+const TURN: Duration = Duration::from_micros(200);
 
 /// A step to run.
 pub(super) struct Start<T> {
-    pub(super) id: Uuid,
-    pub(super) fence: i64,
-    pub(super) token: i64,
+    pub(super) claim: Claim,
     pub(super) tried: i32,
-    pub(super) due_at: DateTime<Utc>,
     pub(super) source: Source<T>,
     pub(super) control: Arc<Control>,
 }
 
+/// Which attempt of which task it is.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    pub(super) id: Uuid,
+    pub(super) fence: i64,
+    pub(super) token: i64,
+    /// Microseconds since 2000-01-01 00:00 UTC.
+    pub(super) due: i64,
+    pub(super) queue: Bytes,
+}
+
 /// Where the step comes from.
 pub(super) enum Source<T> {
-    /// A row that `exchange` returned: still to be decoded.
-    Row(PgRow),
+    /// The JSON that was handed out: still to be decoded.
+    Json(Bytes),
     /// The last step of the same task.
     Memory(T),
 }
 
-/// How the dispatcher reaches a step that runs.
+/// How the dispatcher reaches a step that runs, and the step hears of it. Most steps never ask: the token is made when it is needed.
 #[derive(Debug, Default)]
-pub(super) struct Control {
+pub(crate) struct Control {
+    token: OnceLock<CancellationToken>,
+    drop: Notify,
+}
+
+impl Control {
+    /// The token that is cancelled when the step is to end.
+    pub(crate) fn token(&self) -> &CancellationToken {
+        self.token.get_or_init(CancellationToken::new)
+    }
+
     /// Asks the step to end.
-    pub(super) cancellation: CancellationToken,
-    /// Drops it.
-    pub(super) drop: Notify,
+    pub(super) fn cancel(&self) {
+        self.token().cancel();
+    }
+
+    /// Drops the step at its next point of waiting.
+    pub(super) fn drop_step(&self) {
+        self.drop.notify_one();
+    }
 }
 
 /// A result for the server.
 pub(super) struct Finished<T> {
-    pub(super) id: Uuid,
-    pub(super) fence: i64,
-    pub(super) token: i64,
+    pub(super) claim: Claim,
     pub(super) outcome: Outcome<T>,
 }
 
@@ -90,6 +109,8 @@ pub(super) enum Outcome<T> {
     Release,
     Unknown,
     Broken(String),
+    /// It was dropped; nothing is told to the server, which has given the task away.
+    Dropped,
 }
 
 impl<T> Outcome<T> {
@@ -100,7 +121,7 @@ impl<T> Outcome<T> {
             Self::NextAfter(..) => 2,
             Self::Retry(_) => 3,
             Self::Park(_) => 4,
-            Self::Release => 5,
+            Self::Release | Self::Dropped => 5,
             Self::Unknown => 6,
             Self::Broken(_) => 7,
         }
@@ -130,95 +151,141 @@ impl<T> Outcome<T> {
 
 /// Runs the steps of a worker.
 pub(super) struct Executor<T> {
-    pub(super) shared: Arc<Shared>,
-    pub(super) events: mpsc::UnboundedSender<Event<T>>,
+    inner: Arc<Inner<T>>,
 }
 
-impl<T> Clone for Executor<T> {
-    fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), events: self.events.clone() }
-    }
+struct Inner<T> {
+    shared: Arc<Shared>,
+    /// What is to be run, and how many runners are at it.
+    work: Mutex<Work<T>>,
+    max_runners: usize,
+    /// What the dispatcher has not fetched yet.
+    finished: Mutex<Vec<Finished<T>>>,
+    /// Something is finished.
+    news: Notify,
+}
+
+struct Work<T> {
+    waiting: VecDeque<Start<T>>,
+    runners: usize,
 }
 
 impl<T: Step<T, Context> + 'static> Executor<T> {
+    /// An executor on the current runtime.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let max_runners = tokio::runtime::Handle::current().metrics().num_workers();
+        let inner = Inner {
+            shared,
+            work: Mutex::new(Work { waiting: VecDeque::new(), runners: 0 }),
+            max_runners,
+            finished: Mutex::new(Vec::new()),
+            news: Notify::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Starts steps.
-    pub(super) fn start(&self, mut starts: Vec<Start<T>>) {
-        while starts.len() > CHUNK {
-            let rest = starts.split_off(CHUNK);
-            self.spawn_chunk(starts);
-            starts = rest;
+    pub(super) fn start(&self, starts: Vec<Start<T>>) {
+        if starts.is_empty() {
+            return;
         }
-        if !starts.is_empty() {
-            self.spawn_chunk(starts);
+        let more = {
+            let mut work = lock(&self.inner.work);
+            work.waiting.extend(starts);
+            let more = self.inner.max_runners.min(work.waiting.len()).saturating_sub(work.runners);
+            work.runners += more;
+            more
+        };
+        for _ in 0..more {
+            tokio::spawn(run(self.inner.clone()));
         }
     }
 
-    fn spawn_chunk(&self, starts: Vec<Start<T>>) {
-        let executor = self.clone();
-        // Boxed, because a chunk may spawn the rest of itself.
-        let chunk: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-            let began = Instant::now();
-            let mut finished = Vec::with_capacity(starts.len());
-            let mut starts = starts.into_iter();
-            for start in starts.by_ref() {
-                if let Some(result) = executor.begin(start).await {
-                    finished.push(result);
-                }
-                if began.elapsed() > CHUNK_TIME {
-                    break;
-                }
-            }
-            if !finished.is_empty() {
-                let _ = executor.events.send(Event::Finished(finished));
-            }
-            let rest: Vec<_> = starts.collect();
-            if !rest.is_empty() {
-                executor.spawn_chunk(rest);
-            }
-        });
-        tokio::spawn(chunk);
+    /// Waits until something is finished.
+    pub(super) async fn news(&self) {
+        self.inner.news.notified().await;
     }
 
-    /// Polls a step once. What it ended in, or nothing if it goes on in a task of its own.
-    async fn begin(&self, start: Start<T>) -> Option<Finished<T>> {
-        let Start { id, fence, token, tried, due_at, source, control } = start;
-        let finished = move |outcome| Finished { id, fence, token, outcome };
-        let step = match decode::<T>(source) {
-            Ok(step) => step,
-            Err(outcome) => {
-                error!("[{id}] the step can't be run here: {}", outcome.error().unwrap_or("it is not known"));
-                return Some(finished(outcome));
+    /// Fetches what is finished.
+    pub(super) fn take_finished(&self) -> Vec<Finished<T>> {
+        std::mem::take(&mut *lock(&self.inner.finished))
+    }
+}
+
+/// No holder of these locks runs foreign code: a poisoned one is as good as any.
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A runner: ends when nothing waits.
+async fn run<T: Step<T, Context> + 'static>(inner: Arc<Inner<T>>) {
+    let mut began = Instant::now();
+    loop {
+        let start = {
+            let mut work = lock(&inner.work);
+            match work.waiting.pop_front() {
+                Some(start) => start,
+                None => {
+                    work.runners -= 1;
+                    return;
+                }
             }
         };
-        let (limit, delay) = (step.retry_limit(), step.retry_delay());
-        let context = Context {
-            shared: self.shared.clone(),
-            task_id: id,
-            token,
-            tried,
-            due_at,
-            cancellation: control.cancellation.clone(),
-        };
-        let span = tracing::info_span!("step", task = %id, attempt = context.attempt());
-        let future = async move {
-            info!("[{id}] run step {step:?}");
-            step.step(&context).await
-        };
-        let mut future = Caught(Box::pin(future.instrument(span)));
-        let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
-        if let Poll::Ready(result) = first {
-            return Some(finished(outcome(id, tried, limit, delay, result)));
+        if let Some(finished) = begin(&inner, start).await {
+            inner.finish(finished);
         }
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let event = tokio::select! {
-                result = future => Event::Finished(vec![finished(outcome(id, tried, limit, delay, result))]),
-                () = control.drop.notified() => Event::Dropped(id, token),
-            };
-            let _ = events.send(event);
-        });
-        None
+        if began.elapsed() > TURN {
+            tokio::task::yield_now().await;
+            began = Instant::now();
+        }
     }
+}
+
+impl<T> Inner<T> {
+    fn finish(&self, result: Finished<T>) {
+        let mut finished = lock(&self.finished);
+        finished.push(result);
+        if finished.len() == 1 {
+            self.news.notify_one();
+        }
+    }
+}
+
+/// Polls a step once. What it ended in, or nothing if it goes on in a task of its own.
+async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Start<T>) -> Option<Finished<T>> {
+    let Start { claim, tried, source, control } = start;
+    let Claim { id, token, due, .. } = claim;
+    let queue = claim.queue.clone();
+    let finished = move |outcome| Finished { claim, outcome };
+    let step = match decode::<T>(source) {
+        Ok(step) => step,
+        Err(outcome) => {
+            error!("[{id}] the step can't be run here: {}", outcome.error().unwrap_or("it is not known"));
+            return Some(finished(outcome));
+        }
+    };
+    let (limit, delay) = (step.retry_limit(), step.retry_delay());
+    let shared = inner.shared.clone();
+    let context = Context { shared, task_id: id, token, tried, due, queue, control: control.clone() };
+    let span = tracing::info_span!("step", task = %id, attempt = context.attempt());
+    let future = async move {
+        info!("[{id}] run step {step:?}");
+        step.step(&context).await
+    };
+    let mut future = Caught(Box::pin(future.instrument(span)));
+    let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
+    if let Poll::Ready(result) = first {
+        return Some(finished(outcome(id, tried, limit, delay, result)));
+    }
+    let inner = inner.clone();
+    tokio::spawn(async move {
+        let outcome = tokio::select! {
+            result = future => outcome(id, tried, limit, delay, result),
+            () = control.drop.notified() => Outcome::Dropped,
+        };
+        inner.finish(finished(outcome));
+    });
+    None
 }
 
 /// A future whose panic is an error.
@@ -243,28 +310,23 @@ impl<T, F: Future<Output = StepResult<T>>> Future for Caught<F> {
 }
 
 fn decode<T: DeserializeOwned>(source: Source<T>) -> Result<T, Outcome<T>> {
-    let row = match source {
+    let json = match source {
         Source::Memory(step) => return Ok(step),
-        Source::Row(row) => row,
+        Source::Json(json) => json,
     };
-    let value = row.try_get_raw(6).map_err(|error| Outcome::Broken(error.to_string()))?;
-    let bytes = value.as_bytes().map_err(|error| Outcome::Broken(error.to_string()))?;
-    // Binary jsonb is a version byte and then text.
-    let json = bytes.strip_prefix(&[1]).unwrap_or(bytes);
-    serde_json::from_slice(json).map_err(|error| {
+    serde_json::from_slice(&json).map_err(|error| {
         // A step of a newer program: another worker may know it. serde_json gives the reason as text only.
         if error.to_string().starts_with("unknown variant") {
             Outcome::Unknown
         } else {
             let error = crate::Error::DeserializeStep(
                 error,
-                String::from_utf8_lossy(json).chars().take(200).collect(),
+                String::from_utf8_lossy(&json).chars().take(200).collect(),
             );
             Outcome::Broken(source_chain::text(&error))
         }
     })
 }
-
 fn outcome<T: Step<T, Context>>(
     id: Uuid,
     tried: i32,

@@ -1,15 +1,21 @@
 //! A lane: one connection that carries `exchange` calls, one at a time.
 
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use bytes::Bytes;
 use serde_json::value::RawValue;
 use sqlx::Connection;
 use sqlx::PgConnection;
 use sqlx::PgPool;
 use sqlx::Postgres;
+use sqlx::Row;
 use sqlx::postgres::PgArguments;
-use sqlx::postgres::PgRow;
 use sqlx::query::Query;
 use sqlx::types::Json;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::dispatcher::Event;
@@ -17,11 +23,12 @@ use super::executor::Finished;
 use super::executor::Outcome;
 use crate::error;
 
-const EXCHANGE: &str = "SELECT event, id, fence, token, tried, wakeup_at, step \
-    FROM pg_task.exchange($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+const EXCHANGE: &str = "SELECT pg_task.exchange_packed($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
 
 /// A call to make.
 pub(super) struct Call<T> {
+    /// The registration under which it is made.
+    pub(super) registration: i64,
     /// How many tasks to ask for.
     pub(super) want: usize,
     /// The results to bring.
@@ -36,60 +43,85 @@ pub(super) struct Answer<T> {
     pub(super) want: usize,
     /// What was brought.
     pub(super) results: Vec<Finished<T>>,
-    /// What came of it.
-    pub(super) rows: Result<Vec<PgRow>, sqlx::Error>,
+    /// What came of it, packed.
+    pub(super) answer: Result<Bytes, sqlx::Error>,
 }
 
-/// Serves calls until the dispatcher lets go of the other end.
-pub(super) async fn serve<T: Send + 'static>(
-    lane: usize,
-    worker: Uuid,
-    db: PgPool,
-    mut calls: mpsc::Receiver<Call<T>>,
-    events: mpsc::UnboundedSender<Event<T>>,
-) {
-    let mut connection: Option<PgConnection> = None;
-    while let Some(Call { want, results }) = calls.recv().await {
-        let rows = exchange(&mut connection, &db, query(worker, want, &results)).await;
-        if rows.as_ref().is_err_and(|error| !error::is_data(error)) {
-            // Whatever state it is in, or whatever ended it: the next call opens a new one.
-            connection = None;
-        }
-        if events.send(Event::Answer(Answer { lane, want, results, rows })).is_err() {
-            break;
-        }
-    }
-    if let Some(connection) = connection {
-        // The server would notice by itself; a polite end keeps its log quiet.
-        let _ = connection.close().await;
-    }
+pub(super) struct Lane {
+    pub(super) number: usize,
+    pub(super) worker: Uuid,
+    pub(super) db: PgPool,
+    /// How long a call may take. A connection that is half open answers nothing at all.
+    pub(super) patience: Duration,
+    /// Changes when a call under way is to be given up.
+    pub(super) cut: watch::Receiver<u64>,
 }
 
-async fn exchange(
-    connection: &mut Option<PgConnection>,
-    db: &PgPool,
-    query: Query<'static, Postgres, PgArguments>,
-) -> Result<Vec<PgRow>, sqlx::Error> {
-    let connection = match connection {
-        Some(connection) => connection,
-        None => connection.insert(PgConnection::connect_with(&db.connect_options()).await?),
-    };
-    // All rows, to the end: only then has the call committed.
-    query.fetch_all(connection).await
+impl Lane {
+    /// Serves calls until the dispatcher lets go of the other end.
+    pub(super) async fn serve<T: Send + 'static>(
+        mut self,
+        mut calls: mpsc::Receiver<Call<T>>,
+        events: mpsc::UnboundedSender<Event<T>>,
+    ) {
+        let mut connection: Option<PgConnection> = None;
+        while let Some(call) = calls.recv().await {
+            let query = query(self.worker, &call);
+            let answer = self.exchange(&mut connection, query).await;
+            if answer.as_ref().is_err_and(|error| !error::leaves_connection(error)) {
+                // Whatever state it is in, or whatever ended it: the next call opens a new one.
+                connection = None;
+            }
+            let Call { want, results, .. } = call;
+            if events.send(Event::Answer(Answer { lane: self.number, want, results, answer })).is_err() {
+                break;
+            }
+        }
+        if let Some(connection) = connection {
+            // The server would notice by itself; a polite end keeps its log quiet.
+            let _ = connection.close().await;
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        connection: &mut Option<PgConnection>,
+        query: Query<'static, Postgres, PgArguments>,
+    ) -> Result<Bytes, sqlx::Error> {
+        self.cut.mark_unchanged();
+        let (db, patience) = (&self.db, self.patience);
+        let made = async {
+            let connection = match connection {
+                Some(connection) => connection,
+                None => connection.insert(PgConnection::connect_with(&db.connect_options()).await?),
+            };
+            // To the end of the answer, not only to its row: only then has the call committed.
+            let rows = query.fetch_all(connection).await?;
+            let value = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get_raw(0)?;
+            let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+            Ok(Bytes::copy_from_slice(bytes))
+        };
+        let given_up = |kind: ErrorKind| Err(sqlx::Error::Io(kind.into()));
+        tokio::select! {
+            made = timeout(patience, made) => made.unwrap_or_else(|_| given_up(ErrorKind::TimedOut)),
+            _ = self.cut.changed() => given_up(ErrorKind::ConnectionAborted),
+        }
+    }
 }
 
 /// The call's statement with its arguments encoded. A batch in which every step is done needs three arrays only.
-fn query<T>(worker: Uuid, want: usize, results: &[Finished<T>]) -> Query<'static, Postgres, PgArguments> {
-    let query = sqlx::query(EXCHANGE).bind(worker).bind(i32::try_from(want).unwrap_or(i32::MAX));
+fn query<T>(worker: Uuid, call: &Call<T>) -> Query<'static, Postgres, PgArguments> {
+    let results = &call.results;
+    let query = sqlx::query(EXCHANGE).bind(worker).bind(i32::try_from(call.want).unwrap_or(i32::MAX));
     let query = if results.is_empty() {
         query.bind(None::<Vec<Uuid>>).bind(None::<Vec<i64>>).bind(None::<Vec<i64>>)
     } else {
         query
-            .bind(results.iter().map(|result| result.id).collect::<Vec<_>>())
-            .bind(results.iter().map(|result| result.fence).collect::<Vec<_>>())
-            .bind(results.iter().map(|result| result.token).collect::<Vec<_>>())
+            .bind(results.iter().map(|result| result.claim.id).collect::<Vec<_>>())
+            .bind(results.iter().map(|result| result.claim.fence).collect::<Vec<_>>())
+            .bind(results.iter().map(|result| result.claim.token).collect::<Vec<_>>())
     };
-    if results.iter().all(|result| matches!(result.outcome, Outcome::Done)) {
+    let query = if results.iter().all(|result| matches!(result.outcome, Outcome::Done)) {
         query
             .bind(None::<Vec<i16>>)
             .bind(None::<Vec<Option<Json<Box<RawValue>>>>>)
@@ -101,5 +133,6 @@ fn query<T>(worker: Uuid, want: usize, results: &[Finished<T>]) -> Query<'static
             .bind(results.iter().map(|result| result.outcome.step().cloned()).collect::<Vec<_>>())
             .bind(results.iter().map(|result| result.outcome.delay()).collect::<Vec<_>>())
             .bind(results.iter().map(|result| result.outcome.error().map(str::to_owned)).collect::<Vec<_>>())
-    }
+    };
+    query.bind(call.registration)
 }

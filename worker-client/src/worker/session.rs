@@ -108,9 +108,9 @@ impl<T> Session<T> {
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Register(held)) => match self.register(listener, &held).await {
-                        Ok(refused) => {
+                        Ok((refused, registration)) => {
                             *failures = 0;
-                            let _ = self.events.send(Event::Registered { refused });
+                            let _ = self.events.send(Event::Registered { refused, registration });
                         }
                         Err(error) => return End::Lost(error),
                     },
@@ -141,14 +141,18 @@ impl<T> Session<T> {
         }
     }
 
-    async fn register(&self, listener: &mut PgListener, held: &[Held]) -> Result<Vec<Uuid>, sqlx::Error> {
+    async fn register(
+        &self,
+        listener: &mut PgListener,
+        held: &[Held],
+    ) -> Result<(Vec<Uuid>, i64), sqlx::Error> {
         let lease = PgInterval { months: 0, days: 0, microseconds: micros(self.settings.lease) };
         // Without names, or with more than the server keeps, the worker is given every step and returns what it does not know.
         let named = (1..=MAX_STEPS).contains(&self.steps.len());
         let names = named.then(|| self.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>());
         let limits = named.then(|| self.steps.iter().map(|step| step.retry_limit).collect::<Vec<_>>());
         let query = sqlx::query(
-            "SELECT refused FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
+            "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
              lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9)",
         )
         .bind(self.worker)
@@ -161,7 +165,7 @@ impl<T> Session<T> {
         .bind(held.iter().map(|held| held.fence).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.token).collect::<Vec<_>>());
         let row = timeout(self.settings.lease / 2, query.fetch_one(listener)).await.map_err(timed_out)??;
-        row.try_get::<Vec<Uuid>, _>("refused")
+        Ok((row.try_get("refused")?, row.try_get("registration")?))
     }
 
     async fn beat(&self, listener: &mut PgListener) -> Result<(), sqlx::Error> {

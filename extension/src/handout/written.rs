@@ -1,0 +1,127 @@
+//! Claims in writing: the attempts of tasks that may have taken the server or their worker down are counted before they run.
+
+use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
+use pg_task_rules::WorkerId;
+use pg_task_rules::board::Claim;
+use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Kind;
+use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
+use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
+
+use super::output::Task;
+use crate::background;
+use crate::guc;
+use crate::spi;
+use crate::spi::Connected;
+use crate::spi::Rows;
+use crate::spi::Statement;
+use crate::task_table::place_of;
+
+/// A row that someone else is changing is looked at again after this time.
+const BUSY: Micros = 200_000;
+
+thread_local! {
+    // Nobody waits here for a user's open transaction: a row that is locked comes back later.
+    static WRITE: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) 1, fence = t.fence OPERATOR(pg_catalog.+) 1, \
+            updated_at = pg_catalog.now(), \
+            locked_by = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN $4 END, \
+            locked_at = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN pg_catalog.now() END, \
+            error = CASE WHEN t.tried OPERATOR(pg_catalog.>=) d.retries \
+                THEN pg_catalog.format('the worker or the server was lost while it ran this step (attempt %s)', t.tried) END \
+          FROM unnest($1, $2, $3) AS d (id, fence, retries) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
+            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT f.id FROM pg_task.task AS f WHERE f.id OPERATOR(pg_catalog.=) ANY ($1) FOR UPDATE SKIP LOCKED)) \
+          RETURNING t.id, t.fence, t.error IS NULL, t.tried, t.wakeup_at, t.queue, t.step, t.ctid",
+        &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID, pg_sys::INT4ARRAYOID, pg_sys::UUIDOID],
+    ) };
+    static LOOK: Statement = const { Statement::new(
+        c"SELECT t.id, t.queue, t.priority FROM pg_task.task AS t \
+          WHERE t.id OPERATOR(pg_catalog.=) ANY ($1) AND t.error IS NULL",
+        &[pg_sys::UUIDARRAYOID],
+    ) };
+}
+
+/// What became of one claim.
+pub enum Written {
+    /// It is counted: run it. `tried` does not count this attempt.
+    Run(Task, Place),
+    /// It has had all its chances, or is gone.
+    Parked,
+    /// The row was changed since it was read, or is being changed: look again.
+    Changed(Hint),
+}
+
+/// The rows that were written, and those that were not.
+pub struct WrittenRows {
+    rows: Rows,
+    by_id: FxHashMap<TaskId, usize>,
+    busy: FxHashMap<TaskId, Hint>,
+}
+
+/// Writes the claims down. `retry_limit` tells how often a step's worker would retry it.
+pub fn write(
+    spi: &Connected,
+    worker: &WorkerId,
+    chosen: &[(Claim, i64, Kind)],
+    retry_limit: impl Fn(&Kind) -> i32,
+) -> WrittenRows {
+    let lost_limit = guc::LOST_LIMIT.get();
+    // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
+    let retries =
+        chosen.iter().map(|(_, _, kind)| spi::int(retry_limit(kind).max(lost_limit).saturating_add(1)));
+    let arguments = [
+        spi::uuid_array(chosen.iter().map(|(claim, _, _)| &claim.id)),
+        spi::int8_array(chosen.iter().map(|(_, fence, _)| *fence)),
+        spi::nullable_array(retries, spi::ElementType::Int4),
+        Some(spi::uuid(worker)),
+    ];
+    let rows = WRITE.with(|statement| statement.run(spi, &arguments, false));
+    let by_id: FxHashMap<TaskId, usize> =
+        (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
+    let left: Vec<&TaskId> =
+        chosen.iter().map(|(claim, _, _)| &claim.id).filter(|id| !by_id.contains_key(*id)).collect();
+    let mut busy = FxHashMap::default();
+    if !left.is_empty() {
+        let found = LOOK.with(|statement| statement.run(spi, &[spi::uuid_array(left.into_iter())], false));
+        let due = background::now() + BUSY;
+        for row in 0..found.len() {
+            let queue = found.text(row, 2).as_deref().and_then(QueueName::new);
+            if let (Some(id), Some(queue)) = (found.uuid(row, 1), queue) {
+                busy.insert(id, Hint { due, id, priority: found.int2(row, 3).unwrap_or(0), queue });
+            }
+        }
+    }
+    WrittenRows { rows, by_id, busy }
+}
+
+impl WrittenRows {
+    /// What became of a claim.
+    pub fn of(&self, claim: &Claim) -> Written {
+        let Some(&row) = self.by_id.get(&claim.id) else {
+            return self.busy.get(&claim.id).map_or(Written::Parked, |hint| Written::Changed(*hint));
+        };
+        let rows = &self.rows;
+        let (Some(queue), Some(step), true) = (rows.datum(row, 6), rows.datum(row, 7), rows.bool(row, 3))
+        else {
+            return Written::Parked;
+        };
+        let task = Task {
+            claim: *claim,
+            fence: rows.int8(row, 2).unwrap_or(0),
+            tried: rows.int4(row, 4).unwrap_or(1) - 1,
+            wakeup_at: rows.int8(row, 5).unwrap_or(0),
+            queue,
+            step,
+        };
+        // SAFETY: the column is a row's place.
+        let place = rows.datum(row, 8).map_or(Place::UNKNOWN, |tid| {
+            place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
+        });
+        Written::Run(task, place)
+    }
+}

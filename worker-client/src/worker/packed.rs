@@ -1,0 +1,159 @@
+//! The packed answer of `pg_task.exchange_packed`, as `docs/protocol.md` describes it.
+
+use bytes::Buf;
+use bytes::Bytes;
+use uuid::Uuid;
+
+/// The version of the form that is understood here.
+const VERSION: u8 = 1;
+
+/// One thing that an answer tells.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Item {
+    /// A task to run.
+    Task(Task),
+    /// The next step of this task stays here.
+    GoesOn {
+        id: Uuid,
+        fence: i64,
+        token: i64,
+    },
+    /// A result was not written.
+    Refused {
+        id: Uuid,
+    },
+    /// A task that runs here is gone.
+    Cancelled {
+        id: Uuid,
+    },
+    Stop,
+    Unregistered,
+    Work,
+}
+
+/// A task as it was handed out. Queue and step lie in the answer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Task {
+    pub(super) id: Uuid,
+    pub(super) fence: i64,
+    pub(super) token: i64,
+    pub(super) tried: i32,
+    /// Microseconds since 2000-01-01 00:00 UTC.
+    pub(super) due: i64,
+    pub(super) queue: Bytes,
+    pub(super) step: Bytes,
+}
+
+/// The answer ends too soon or is of a form that is not known here.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the server's answer cannot be read: it is of a later version than this client")]
+pub(super) struct Malformed;
+
+/// The items of an answer.
+pub(super) fn items(mut answer: Bytes) -> impl Iterator<Item = Result<Item, Malformed>> {
+    let mut version = (!answer.is_empty()).then(|| answer.get_u8());
+    std::iter::from_fn(move || {
+        if let Some(version) = version.take()
+            && version != VERSION
+        {
+            answer.clear();
+            return Some(Err(Malformed));
+        }
+        if answer.is_empty() {
+            return None;
+        }
+        let item = item(&mut answer).ok_or(Malformed);
+        if item.is_err() {
+            answer.clear();
+        }
+        Some(item)
+    })
+}
+
+fn item(answer: &mut Bytes) -> Option<Item> {
+    Some(match answer.try_get_u8().ok()? {
+        0 => Item::Task(Task {
+            id: id(answer)?,
+            fence: answer.try_get_i64().ok()?,
+            token: answer.try_get_i64().ok()?,
+            tried: answer.try_get_i32().ok()?,
+            due: answer.try_get_i64().ok()?,
+            queue: {
+                let len = answer.try_get_u8().ok()?;
+                part(answer, usize::from(len))?
+            },
+            step: {
+                let len = answer.try_get_u32().ok()?;
+                part(answer, usize::try_from(len).ok()?)?
+            },
+        }),
+        1 => Item::GoesOn {
+            id: id(answer)?,
+            fence: answer.try_get_i64().ok()?,
+            token: answer.try_get_i64().ok()?,
+        },
+        2 => {
+            let id = id(answer)?;
+            answer.try_get_i64().ok()?;
+            Item::Refused { id }
+        }
+        3 => Item::Cancelled { id: id(answer)? },
+        4 => Item::Stop,
+        5 => Item::Unregistered,
+        6 => Item::Work,
+        _ => return None,
+    })
+}
+
+fn id(answer: &mut Bytes) -> Option<Uuid> {
+    answer.try_get_u128().ok().map(Uuid::from_u128)
+}
+
+fn part(answer: &mut Bytes, len: usize) -> Option<Bytes> {
+    (len <= answer.len()).then(|| answer.split_to(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer() -> Vec<u8> {
+        let mut bytes = vec![VERSION, 0];
+        bytes.extend([7; 16]);
+        bytes.extend(3_i64.to_be_bytes());
+        bytes.extend(4_i64.to_be_bytes());
+        bytes.extend(5_i32.to_be_bytes());
+        bytes.extend(6_i64.to_be_bytes());
+        bytes.extend([1, b'q']);
+        bytes.extend(2_u32.to_be_bytes());
+        bytes.extend(b"{}");
+        bytes.push(4);
+        bytes
+    }
+
+    #[test]
+    fn what_the_server_packs_is_read_back() {
+        let items: Vec<_> = items(answer().into()).collect();
+        let task = Task {
+            id: Uuid::from_bytes([7; 16]),
+            fence: 3,
+            token: 4,
+            tried: 5,
+            due: 6,
+            queue: Bytes::from_static(b"q"),
+            step: Bytes::from_static(b"{}"),
+        };
+        assert_eq!(items, [Ok(Item::Task(task)), Ok(Item::Stop)]);
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_anywhere_is_an_error_or_a_shorter_answer_and_never_a_panic() {
+        let whole = answer();
+        for len in 0..whole.len() {
+            let items: Vec<_> = items(Bytes::copy_from_slice(&whole[..len])).collect();
+            let ends_at_an_item = len <= 1 || len == whole.len() - 1;
+            assert_eq!(items.iter().any(Result::is_err), !ends_at_an_item, "{len} bytes");
+        }
+        assert_eq!(items(Bytes::from_static(&[9])).collect::<Vec<_>>(), [Err(Malformed)]);
+    }
+}
