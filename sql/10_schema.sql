@@ -13,3 +13,10 @@ CREATE FUNCTION pg_task.require_preload() RETURNS void
 COMMENT ON FUNCTION pg_task.require_preload() IS
     'Raises object_not_in_prerequisite_state (55000) unless pg_task is in shared_preload_libraries';
 SELECT pg_task.require_preload();
+
+-- Names of queues and steps are compared as UTF-8 in shared memory.
+CREATE FUNCTION pg_task.require_encoding() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'require_encoding_wrapper';
+COMMENT ON FUNCTION pg_task.require_encoding() IS
+    'Raises feature_not_supported (0A000) unless the encoding of the database is UTF8';
+SELECT pg_task.require_encoding();

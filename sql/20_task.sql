@@ -55,6 +55,15 @@ COMMENT ON COLUMN pg_task.task.locked_at IS 'When that worker took the step';
 COMMENT ON COLUMN pg_task.task.created_at IS 'Start of the transaction that enqueued the task';
 COMMENT ON COLUMN pg_task.task.updated_at IS 'Start of the transaction that last changed the row';
 
+COMMENT ON CONSTRAINT task_pkey ON pg_task.task IS 'By id: how every finished step finds its row';
+COMMENT ON INDEX pg_task.task_pkey IS 'By id: how every finished step finds its row';
+COMMENT ON CONSTRAINT task_wakeup_at_is_finite ON pg_task.task IS 'An infinite time has no place in the order of what is due';
+COMMENT ON CONSTRAINT task_fence_is_not_negative ON pg_task.task IS 'The fence only grows';
+COMMENT ON CONSTRAINT task_tried_is_not_negative ON pg_task.task IS 'A number of attempts';
+COMMENT ON CONSTRAINT task_lock_is_whole ON pg_task.task IS 'Who took the step and when are written down together';
+COMMENT ON CONSTRAINT task_queue_is_a_name ON pg_task.task IS 'Shared memory has 63 bytes for the name of a queue';
+COMMENT ON CONSTRAINT task_step_has_a_name ON pg_task.task IS 'The shape {"Task": {"Step": payload}}: who runs the step is read from its keys';
+
 -- What is due, in the order in which it is handed out. Read forward from the last position only.
 CREATE INDEX task_due ON pg_task.task (queue, priority, wakeup_at, id) WHERE error IS NULL;
 COMMENT ON INDEX pg_task.task_due IS 'What is due, by queue, priority and time';
@@ -100,6 +109,12 @@ CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
     FOR EACH ROW WHEN (new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
 CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
     FOR EACH ROW WHEN (old.error IS NULL AND new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
+
+COMMENT ON TRIGGER task_insert ON pg_task.task IS 'Checks the step; at commit the scheduler hears of the task';
+COMMENT ON TRIGGER task_update ON pg_task.task IS
+    'A change that no worker made: a run of the old row is refused from now on, and a task that is resumed has all its retries again';
+COMMENT ON TRIGGER task_error_insert ON pg_task.task IS 'Announces a task that is parked from the start on the channel pg_task_error';
+COMMENT ON TRIGGER task_error_update ON pg_task.task IS 'Announces a task that was parked on the channel pg_task_error';
 
 -- Also when rows arrive by logical replication or under session_replication_role = replica.
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_insert;

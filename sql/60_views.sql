@@ -5,12 +5,30 @@ CREATE VIEW pg_task.running AS
     LEFT JOIN pg_task.worker_states() AS w ON w.id OPERATOR(pg_catalog.=) c.worker
     LEFT JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) c.id;
 COMMENT ON VIEW pg_task.running IS 'Every step that a worker runs at this moment';
+COMMENT ON COLUMN pg_task.running.id IS 'The task';
+COMMENT ON COLUMN pg_task.running.worker IS 'The worker that runs it: see pg_task.workers';
+COMMENT ON COLUMN pg_task.running.worker_name IS 'Its name';
+COMMENT ON COLUMN pg_task.running.queue IS 'The queue of the task';
+COMMENT ON COLUMN pg_task.running.priority IS 'Its priority';
+COMMENT ON COLUMN pg_task.running.step IS 'The step that runs; NULL when the row is gone: its result will be refused';
+COMMENT ON COLUMN pg_task.running.tried IS 'Attempts before this one';
+COMMENT ON COLUMN pg_task.running.claimed_at IS 'When the worker took it';
+COMMENT ON COLUMN pg_task.running.runs_for IS 'How long ago that was';
+COMMENT ON COLUMN pg_task.running.token IS 'The token of the attempt: larger for every later attempt';
 
 CREATE VIEW pg_task.failed AS
     SELECT t.id, t.queue, t.priority, t.step, t.tried, t.error, t.updated_at AS failed_at, t.created_at
     FROM pg_task.task AS t
     WHERE t.error IS NOT NULL;
 COMMENT ON VIEW pg_task.failed IS 'Parked tasks, with the reason. pg_task.resume(id) runs one again';
+COMMENT ON COLUMN pg_task.failed.id IS 'The task, for pg_task.resume or pg_task.cancel';
+COMMENT ON COLUMN pg_task.failed.queue IS 'Its queue';
+COMMENT ON COLUMN pg_task.failed.priority IS 'Its priority';
+COMMENT ON COLUMN pg_task.failed.step IS 'The step that failed';
+COMMENT ON COLUMN pg_task.failed.tried IS 'How many attempts failed; 0 when the step could not be read';
+COMMENT ON COLUMN pg_task.failed.error IS 'Why, with every cause that the worker knew';
+COMMENT ON COLUMN pg_task.failed.failed_at IS 'When it was parked, or changed since';
+COMMENT ON COLUMN pg_task.failed.created_at IS 'When it was enqueued';
 
 CREATE VIEW pg_task.workers AS
     SELECT w.id, w.name, r.rolname AS role, w.pid, w.state, w.queues, w.steps, w.claimed, w.registered_at,
@@ -19,10 +37,38 @@ CREATE VIEW pg_task.workers AS
     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) w.role;
 COMMENT ON VIEW pg_task.workers IS
     'The workers. State: working (has as much as it wants), idle (woken when there is work), stopping, gone (its connection ended; the grace runs)';
+COMMENT ON COLUMN pg_task.workers.id IS 'The id that the worker chose for this run';
+COMMENT ON COLUMN pg_task.workers.name IS 'Its name, for people';
+COMMENT ON COLUMN pg_task.workers.role IS 'The role that registered it';
+COMMENT ON COLUMN pg_task.workers.pid IS 'The server process of the connection that registered it; NULL when the worker is not bound to one';
+COMMENT ON COLUMN pg_task.workers.state IS 'working, idle, stopping, gone or lost';
+COMMENT ON COLUMN pg_task.workers.queues IS 'Queues that it takes tasks from; NULL for all';
+COMMENT ON COLUMN pg_task.workers.steps IS 'How many steps it knows; NULL for all';
+COMMENT ON COLUMN pg_task.workers.claimed IS 'Tasks that it holds';
+COMMENT ON COLUMN pg_task.workers.registered_at IS 'When it registered last';
+COMMENT ON COLUMN pg_task.workers.heartbeat_at IS 'When it was last heard of';
+COMMENT ON COLUMN pg_task.workers.lease IS 'How long it may be silent before its tasks are given to others';
 
 CREATE VIEW pg_task.scheduler AS SELECT s.* FROM pg_task.scheduler_state() AS s;
 COMMENT ON VIEW pg_task.scheduler IS
     'The scheduler of this database: state, last error, what it holds in memory and counters since its start';
+COMMENT ON COLUMN pg_task.scheduler.state IS 'running; settling (after a start, workers say what they hold); starting; backing off (it failed and will be started again); wanted; absent';
+COMMENT ON COLUMN pg_task.scheduler.pid IS 'Its process';
+COMMENT ON COLUMN pg_task.scheduler.started_at IS 'When it started';
+COMMENT ON COLUMN pg_task.scheduler.ready IS 'Tasks that are due and in memory';
+COMMENT ON COLUMN pg_task.scheduler.claimed IS 'Tasks that workers hold';
+COMMENT ON COLUMN pg_task.scheduler.workers IS 'Workers that are registered';
+COMMENT ON COLUMN pg_task.scheduler.next_wake IS 'Until when it sleeps unless something happens';
+COMMENT ON COLUMN pg_task.scheduler.last_error IS 'Its last failure';
+COMMENT ON COLUMN pg_task.scheduler.last_error_at IS 'When that was';
+COMMENT ON COLUMN pg_task.scheduler.failures IS 'Ticks that failed, since its start as all that follow';
+COMMENT ON COLUMN pg_task.scheduler.ticks IS 'Times that it woke';
+COMMENT ON COLUMN pg_task.scheduler.wakeups_sent IS 'Notifications to idle workers';
+COMMENT ON COLUMN pg_task.scheduler.handed_out IS 'Tasks handed out';
+COMMENT ON COLUMN pg_task.scheduler.finished IS 'Results taken';
+COMMENT ON COLUMN pg_task.scheduler.refused IS 'Results that came too late';
+COMMENT ON COLUMN pg_task.scheduler.lost IS 'Claims of workers that were lost';
+COMMENT ON COLUMN pg_task.scheduler.rescans IS 'Times that the table was read again because hints were lost';
 
 -- A loose index scan finds the queues: one index descent each, however many tasks there are. Every number counts up to
 -- 10,000 and then stops, so that the view stays cheap under a deep backlog.
@@ -98,3 +144,8 @@ CREATE VIEW pg_task.queues AS
     FROM names AS n LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue;
 COMMENT ON VIEW pg_task.queues IS
     'Depth of each queue that has tasks: due (claimed ones included), asleep, failed, each counted up to 10,000 per priority; oldest_due is the earliest wakeup_at';
+COMMENT ON COLUMN pg_task.queues.queue IS 'The queue';
+COMMENT ON COLUMN pg_task.queues.due IS 'Tasks that are due, the running ones included';
+COMMENT ON COLUMN pg_task.queues.asleep IS 'Tasks that are due later';
+COMMENT ON COLUMN pg_task.queues.failed IS 'Parked tasks';
+COMMENT ON COLUMN pg_task.queues.oldest_due IS 'The earliest wakeup_at of those that are not parked';

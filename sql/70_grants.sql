@@ -3,9 +3,29 @@
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA pg_task FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pg_task.uuid7(), pg_task.step_is_valid(jsonb) TO PUBLIC;
 
+CREATE FUNCTION pg_task.require_role(role regrole) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF role IS NULL THEN
+        RAISE EXCEPTION '"role" must not be NULL' USING
+            ERRCODE = 'null_value_not_allowed',
+            DETAIL = 'Nothing was granted.',
+            HINT = 'Pass the name of a role.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) role::oid) THEN
+        RAISE EXCEPTION 'role "%" does not exist', role USING
+            ERRCODE = 'undefined_object',
+            DETAIL = 'Nothing was granted.',
+            HINT = 'Pass the name of a role.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION pg_task.require_role(regrole) IS
+    'Raises null_value_not_allowed (22004) for NULL and undefined_object (42704) for a number that is no role''s';
+
 CREATE FUNCTION pg_task.grant_produce(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM pg_task.require_role(role);
     EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pg_task TO %s', role);
     EXECUTE pg_catalog.format('GRANT INSERT (id, queue, priority, step, wakeup_at), SELECT (id) ON pg_task.task TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.enqueue(jsonb, text, integer),
@@ -38,6 +58,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pg_task.grant_administer(regrole) IS 'Lets a role see everything, resume, cancel, edit tasks and stop workers';
 
-REVOKE EXECUTE ON FUNCTION pg_task.grant_produce(regrole), pg_task.grant_work(regrole), pg_task.grant_administer(regrole) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pg_task.require_role(regrole), pg_task.grant_produce(regrole), pg_task.grant_work(regrole), pg_task.grant_administer(regrole) FROM PUBLIC;
 
 SELECT pg_task.start_scheduler();

@@ -10,9 +10,11 @@ use crate::spi;
 
 /// Makes a Rust function callable as a version 1 C function.
 ///
-/// The first name is the symbol that the SQL declares, the second the record that PostgreSQL looks for beside it.
+/// The first name is the symbol that the SQL declares, the second the record that PostgreSQL looks for beside it. The last text is the
+/// declaration that the function counts on, as in `sql/` but without defaults: a test compares the two, and in debug builds every
+/// argument that is read is compared with it.
 macro_rules! sql_function {
-    ($symbol:literal, $finfo:literal, $function:path) => {
+    ($symbol:literal, $finfo:literal, $function:path, $declaration:literal) => {
         const _: () = {
             #[unsafe(export_name = $finfo)]
             extern "C" fn finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
@@ -23,7 +25,7 @@ macro_rules! sql_function {
             #[pgrx::pg_guard]
             #[unsafe(export_name = $symbol)]
             unsafe extern "C-unwind" fn call(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
-                let mut call = $crate::call::Call::new(fcinfo);
+                let mut call = $crate::call::Call::new(fcinfo, $declaration);
                 match $function(&mut call) {
                     Ok(value) => call.give(value),
                     Err(error) => $crate::error::Error::from(error).raise(),
@@ -37,12 +39,21 @@ pub(crate) use sql_function;
 /// One call of a function.
 pub struct Call {
     fcinfo: pg_sys::FunctionCallInfo,
+    declaration: &'static str,
 }
 
 impl Call {
-    /// The call that the server makes.
-    pub fn new(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        Self { fcinfo }
+    /// The call that the server makes of a function with this declaration.
+    pub fn new(fcinfo: pg_sys::FunctionCallInfo, declaration: &'static str) -> Self {
+        Self { fcinfo, declaration }
+    }
+
+    /// An argument's name and type by the declaration: what the unsafe reads below count on.
+    fn declared(&self, index: usize) -> (&str, &str) {
+        self.declaration
+            .split_once('(')
+            .and_then(|(_, rest)| rest.split_once(')')?.0.split(',').nth(index)?.trim().split_once(' '))
+            .unwrap_or(("", ""))
     }
 
     /// Returns a value, or NULL.
@@ -63,28 +74,33 @@ impl Call {
 
     /// An argument that must be there.
     pub fn required(&self, index: usize, name: &'static str) -> Result<Datum, Error> {
+        debug_assert_eq!(self.declared(index).0, name, "{}", self.declaration);
         self.datum(index).ok_or(Error::NullArgument { name })
     }
 
     /// A `uuid` that must be there.
     pub fn uuid(&self, index: usize, name: &'static str) -> Result<TaskId, Error> {
+        debug_assert_eq!(self.declared(index).1, "uuid", "{}", self.declaration);
         // SAFETY: declared as uuid.
         self.required(index, name).map(|datum| unsafe { spi::uuid_from(datum) })
     }
 
     /// An `integer` that must be there.
     pub fn int4(&self, index: usize, name: &'static str) -> Result<i32, Error> {
+        debug_assert_eq!(self.declared(index).1, "integer", "{}", self.declaration);
         self.required(index, name).map(|datum| datum.value() as i32)
     }
 
     /// A `text`.
     pub fn text(&self, index: usize) -> Option<String> {
+        debug_assert_eq!(self.declared(index).1, "text", "{}", self.declaration);
         // SAFETY: declared as text.
         self.datum(index).map(|datum| unsafe { spi::text_from(datum) })
     }
 
     /// The elements of an array, or nothing for a NULL.
     pub fn array(&self, index: usize) -> Option<Vec<Option<Datum>>> {
+        debug_assert!(self.declared(index).1.ends_with("[]"), "{}", self.declaration);
         // SAFETY: declared as an array.
         self.datum(index).map(|datum| unsafe { array_elements(datum) })
     }

@@ -7,12 +7,38 @@ use pgrx::pg_sys::panic::ErrorReport;
 /// An error of a function that SQL calls.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// An array with more than one dimension.
+    #[error("\"{name}\" must have one dimension, not {got}")]
+    Dimensions {
+        /// The argument.
+        name: &'static str,
+        /// Its dimensions.
+        got: i32,
+    },
+    /// A list that may be left out but not be empty.
+    #[error("\"{name}\" must not be empty")]
+    Empty {
+        /// The argument.
+        name: &'static str,
+    },
+    /// The database's encoding is another one than UTF8.
+    #[error("pg_task needs a database with the encoding UTF8")]
+    Encoding {
+        /// The database's encoding.
+        got: String,
+    },
     /// `enqueue_row` was given the wrong arguments.
     #[error("pg_task.enqueue_row needs the names of a task and a step")]
-    EnqueueRowArguments,
-    /// `enqueue_row` is not the function of a row trigger.
-    #[error("pg_task.enqueue_row must be the function of a row trigger")]
-    EnqueueRowUse,
+    EnqueueRowArguments {
+        /// What is wrong with them.
+        got: String,
+    },
+    /// `enqueue_row` is not the function of a row trigger that fires after the event.
+    #[error("pg_task.enqueue_row must be the function of an AFTER trigger FOR EACH ROW")]
+    EnqueueRowUse {
+        /// What it is instead.
+        got: &'static str,
+    },
     /// An id may not change.
     #[error("the id of a task cannot be changed")]
     IdChanged,
@@ -125,6 +151,17 @@ pub enum Error {
     /// A trigger function was called in another way.
     #[error("the function can only be called as a trigger of pg_task.task")]
     TriggerOnly,
+    /// A worker's name that is too long.
+    #[error("a worker's name must have at most {limit} bytes, not {got}")]
+    WorkerName {
+        /// The limit.
+        limit: usize,
+        /// Its length in bytes.
+        got: usize,
+    },
+    /// No place for another queue's name.
+    #[error("there is no place for another queue's name")]
+    QueuesFull,
     /// No place for another worker.
     #[error("all {limit} places for workers are taken")]
     WorkersFull {
@@ -146,45 +183,80 @@ impl Error {
     fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode::*;
         match self {
-            Self::EnqueueRowArguments
+            Self::Empty { .. }
+            | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
             | Self::NegativeDelay
             | Self::OutOfRange { .. }
             | Self::QueueName { .. }
             | Self::StepName { .. }
-            | Self::StepShape { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
-            Self::EnqueueRowUse | Self::TriggerOnly => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            | Self::StepShape { .. }
+            | Self::WorkerName { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::Dimensions { .. } => ERRCODE_ARRAY_ELEMENT_ERROR,
+            Self::EnqueueRowUse { .. } | Self::TriggerOnly => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::IdChanged => ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
             Self::NotPreloaded | Self::NoScheduler => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::NotFinite { .. } => ERRCODE_DATETIME_FIELD_OVERFLOW,
             Self::NullArgument { .. } | Self::NullElement { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            Self::Prepare | Self::Protocol { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::Encoding { .. } | Self::Prepare | Self::Protocol { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::Standby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::StepTooLarge { .. } | Self::TooMany { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::Transaction(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
-            Self::WorkersFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::QueuesFull | Self::WorkersFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             Self::WorkerRole => ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
 
-    fn detail(&self) -> Option<String> {
-        Some(match self {
+    fn detail(&self) -> String {
+        match self {
+            Self::Dimensions { .. } => "The ids come back in one dimension, in the order of the steps.".into(),
+            Self::Empty { .. } => "A worker that takes from nowhere would wait for ever.".into(),
+            Self::Encoding { got } => {
+                format!("The encoding of this database is {got}; names of queues and steps are kept as UTF-8.")
+            }
+            Self::EnqueueRowArguments { got } => got.clone(),
+            Self::EnqueueRowUse { got } => (*got).into(),
+            Self::IdChanged => "A worker may hold the task under its id.".into(),
+            Self::LengthMismatch { .. } => "The elements at one position belong together.".into(),
+            Self::NegativeDelay => "The task would have been due before it was enqueued.".into(),
+            Self::NotFinite { .. } => "An infinite time has no place in the order of what is due.".into(),
+            Self::NullArgument { .. } => "NULL is not the same as leaving an argument out.".into(),
+            Self::NullElement { .. } => "Positions are counted from 1. The call had no effect.".into(),
+            Self::OutOfRange { .. } => "The call had no effect.".into(),
+            Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
+            Self::Protocol { .. } => "This server speaks version 1.".into(),
+            Self::QueueName { .. } => "The length is counted in bytes, not in characters.".into(),
+            Self::QueuesFull => "Names of queues that have no tasks and no workers make room.".into(),
+            Self::Standby => "A task is a row, and a standby writes none.".into(),
+            Self::StepName { .. } => "There is no slash in it.".into(),
+            Self::TooMany { .. } => "A worker has a place of fixed size in shared memory.".into(),
+            Self::Transaction(_) => "Claims are settled when the transaction ends, and every row is read as it is at that moment.".into(),
+            Self::TriggerOnly => "It reads the columns of that table.".into(),
+            Self::WorkerRole => "A worker belongs to the role that registered it first.".into(),
+            Self::WorkerName { .. } => "The length is counted in bytes, not in characters.".into(),
+            Self::WorkersFull { .. } => "A worker has a place of fixed size in shared memory.".into(),
             Self::NotPreloaded => {
                 "The scheduler lives in background workers and shared memory, which exist only from the server's start.".into()
             }
             Self::NoScheduler => "It starts within a second after CREATE EXTENSION, a restart or a promotion.".into(),
             Self::StepShape { got } => format!("The value is {got}"),
             Self::StepTooLarge { .. } => "The size is that of the stored jsonb.".into(),
-            _ => return None,
-        })
+        }
     }
 
-    fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::EnqueueRowArguments => {
+    fn hint(&self) -> String {
+        match self {
+            Self::Dimensions { .. } => "Write the array in one dimension, or unnest it.".into(),
+            Self::Empty { .. } => "Pass NULL, or leave the argument out, for all.".into(),
+            Self::Encoding { .. } => {
+                "Make a database of that encoding: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.".into()
+            }
+            Self::EnqueueRowArguments { .. } => {
                 "Write EXECUTE FUNCTION pg_task.enqueue_row('Task', 'Step'), optionally with a queue and a priority.".into()
             }
-            Self::EnqueueRowUse => "Create the trigger with FOR EACH ROW, AFTER the event.".into(),
+            Self::EnqueueRowUse { .. } => {
+                "Write CREATE TRIGGER … AFTER INSERT ON … FOR EACH ROW EXECUTE FUNCTION pg_task.enqueue_row('Task', 'Step').".into()
+            }
             Self::IdChanged => "Enqueue a new task and cancel this one.".into(),
             Self::LengthMismatch { .. } => "Pass arrays of equal lengths, or NULL for one that is not needed.".into(),
             Self::NegativeDelay => "Pass zero for a task that is due now.".into(),
@@ -195,33 +267,32 @@ impl Error {
             Self::NoScheduler => "Try again; if it lasts, look at the server's log and at pg_task.scheduler.".into(),
             Self::NotFinite { .. } => "Pass a moment; to keep a task from running, do not enqueue it.".into(),
             Self::NullArgument { .. } => "Leave the argument out for its default, or pass a value.".into(),
-            Self::NullElement { .. } => "Remove the NULL; nothing was enqueued.".into(),
+            Self::NullElement { .. } => "Replace or remove the NULL.".into(),
+            Self::OutOfRange { low, high, .. } => format!("Pass a value from {low} to {high}."),
             Self::Prepare => "Call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
+            Self::QueuesFull => "Restart the server, or use fewer queues.".into(),
             Self::Standby => "Connect to the primary.".into(),
             Self::StepName { .. } => "Write it as Task/Step.".into(),
             Self::StepShape { .. } => r#"Write {"Task": {"Step": payload}}, for example {"Greeter": {"SayHello": {"name": "you"}}}."#.into(),
             Self::StepTooLarge { .. } => {
                 "Keep large data in a table of your own and its key in the step, or raise pg_task.max_step_size.".into()
             }
+            Self::TooMany { .. } => "Start several workers, each for some of them, or pass NULL for all.".into(),
             Self::Transaction(_) => "Call it by itself, in a READ COMMITTED transaction and outside savepoints.".into(),
+            Self::TriggerOnly => "For a table of your own use pg_task.enqueue_row.".into(),
+            Self::WorkerName { .. } => "Use a short name; it is for people only.".into(),
             Self::WorkersFull { .. } => "Raise pg_task.max_workers and restart the server.".into(),
             Self::WorkerRole => "Register with a UUID of your own.".into(),
-            _ => return None,
-        })
+        }
     }
 }
 
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
-        let mut report = Self::new(error.code(), error.to_string(), "pg_task");
-        if let Some(detail) = error.detail() {
-            report = report.set_detail(detail);
-        }
-        match error.hint() {
-            Some(hint) => report.set_hint(hint),
-            None => report,
-        }
+        Self::new(error.code(), error.to_string(), "pg_task")
+            .set_detail(error.detail())
+            .set_hint(error.hint())
     }
 }

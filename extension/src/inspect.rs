@@ -43,7 +43,12 @@ fn claims(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(None)
 }
-sql_function!("claims_wrapper", "pg_finfo_claims_wrapper", claims);
+sql_function!(
+    "claims_wrapper",
+    "pg_finfo_claims_wrapper",
+    claims,
+    "claims() RETURNS TABLE (id uuid, worker uuid, token bigint, fence bigint, claimed_at timestamptz)"
+);
 
 fn worker_states(call: &mut Call) -> Result<Option<Datum>, Error> {
     let slot = slot()?;
@@ -80,7 +85,14 @@ fn worker_states(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(None)
 }
-sql_function!("worker_states_wrapper", "pg_finfo_worker_states_wrapper", worker_states);
+sql_function!(
+    "worker_states_wrapper",
+    "pg_finfo_worker_states_wrapper",
+    worker_states,
+    "worker_states() RETURNS TABLE (
+        id uuid, name text, role oid, pid integer, state text, queues text[], steps integer, claimed integer,
+        registered_at timestamptz, heartbeat_at timestamptz, lease interval)"
+);
 
 fn lanes(call: &mut Call) -> Result<Option<Datum>, Error> {
     let slot = slot()?;
@@ -99,7 +111,12 @@ fn lanes(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(None)
 }
-sql_function!("lanes_wrapper", "pg_finfo_lanes_wrapper", lanes);
+sql_function!(
+    "lanes_wrapper",
+    "pg_finfo_lanes_wrapper",
+    lanes,
+    "lanes() RETURNS TABLE (queue text, priority smallint, step text, ready integer)"
+);
 
 fn scheduler_state(call: &mut Call) -> Result<Option<Datum>, Error> {
     let Some(slot) = slot()? else {
@@ -134,4 +151,12 @@ fn scheduler_state(call: &mut Call) -> Result<Option<Datum>, Error> {
         count(&control.rescans),
     ])))
 }
-sql_function!("scheduler_state_wrapper", "pg_finfo_scheduler_state_wrapper", scheduler_state);
+sql_function!(
+    "scheduler_state_wrapper",
+    "pg_finfo_scheduler_state_wrapper",
+    scheduler_state,
+    "scheduler_state() RETURNS record (
+        state text, pid integer, started_at timestamptz, ready integer, claimed integer, workers integer,
+        next_wake timestamptz, last_error text, last_error_at timestamptz, failures bigint, ticks bigint,
+        wakeups_sent bigint, handed_out bigint, finished bigint, refused bigint, lost bigint, rescans bigint)"
+);

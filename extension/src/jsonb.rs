@@ -111,4 +111,9 @@ fn step_is_valid(call: &mut Call) -> Result<Option<Datum>, Error> {
     // SAFETY: declared as jsonb.
     Ok(Some(Datum::from(unsafe { step_name(step) }.is_some())))
 }
-crate::call::sql_function!("step_is_valid_wrapper", "pg_finfo_step_is_valid_wrapper", step_is_valid);
+crate::call::sql_function!(
+    "step_is_valid_wrapper",
+    "pg_finfo_step_is_valid_wrapper",
+    step_is_valid,
+    "step_is_valid(step jsonb) RETURNS boolean"
+);

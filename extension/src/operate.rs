@@ -43,7 +43,7 @@ fn resume(call: &mut Call) -> Result<Option<Datum>, Error> {
     });
     Ok(Some(Datum::from(count > 0)))
 }
-sql_function!("resume_wrapper", "pg_finfo_resume_wrapper", resume);
+sql_function!("resume_wrapper", "pg_finfo_resume_wrapper", resume, "resume(id uuid) RETURNS boolean");
 
 fn resume_all(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
@@ -52,7 +52,12 @@ fn resume_all(call: &mut Call) -> Result<Option<Datum>, Error> {
         spi::connected(|spi| RESUME_ALL.with(|statement| statement.run(spi, &arguments, false)).len());
     Ok(spi::int(count as i64))
 }
-sql_function!("resume_all_wrapper", "pg_finfo_resume_all_wrapper", resume_all);
+sql_function!(
+    "resume_all_wrapper",
+    "pg_finfo_resume_all_wrapper",
+    resume_all,
+    "resume_all(queue text, task text, error_like text) RETURNS bigint"
+);
 
 fn cancel(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
@@ -65,7 +70,7 @@ fn cancel(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(Some(Datum::from(count > 0)))
 }
-sql_function!("cancel_wrapper", "pg_finfo_cancel_wrapper", cancel);
+sql_function!("cancel_wrapper", "pg_finfo_cancel_wrapper", cancel, "cancel(id uuid) RETURNS boolean");
 
 fn stop_workers(call: &mut Call) -> Result<Option<Datum>, Error> {
     let slot = handout::serving_slot()?;
@@ -81,18 +86,48 @@ fn stop_workers(call: &mut Call) -> Result<Option<Datum>, Error> {
     slot.wake_scheduler();
     Ok(spi::int(count as i64))
 }
-sql_function!("stop_workers_wrapper", "pg_finfo_stop_workers_wrapper", stop_workers);
+sql_function!(
+    "stop_workers_wrapper",
+    "pg_finfo_stop_workers_wrapper",
+    stop_workers,
+    "stop_workers(worker uuid) RETURNS integer"
+);
 
 fn start_scheduler(_call: &mut Call) -> Result<Option<Datum>, Error> {
-    if !shmem::ready() {
-        return Err(Error::NotPreloaded);
-    }
+    produce::check_server()?;
     commit::note_start();
     Ok(Some(Datum::null()))
 }
-sql_function!("start_scheduler_wrapper", "pg_finfo_start_scheduler_wrapper", start_scheduler);
+sql_function!(
+    "start_scheduler_wrapper",
+    "pg_finfo_start_scheduler_wrapper",
+    start_scheduler,
+    "start_scheduler() RETURNS void"
+);
+
+fn require_encoding(_call: &mut Call) -> Result<Option<Datum>, Error> {
+    // SAFETY: plain reads of this process' state; the name is a constant string of the server.
+    unsafe {
+        if pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 {
+            return Ok(Some(Datum::null()));
+        }
+        let name = std::ffi::CStr::from_ptr(pg_sys::GetDatabaseEncodingName());
+        Err(Error::Encoding { got: name.to_string_lossy().into_owned() })
+    }
+}
+sql_function!(
+    "require_encoding_wrapper",
+    "pg_finfo_require_encoding_wrapper",
+    require_encoding,
+    "require_encoding() RETURNS void"
+);
 
 fn require_preload(_call: &mut Call) -> Result<Option<Datum>, Error> {
     if shmem::ready() { Ok(Some(Datum::null())) } else { Err(Error::NotPreloaded) }
 }
-sql_function!("require_preload_wrapper", "pg_finfo_require_preload_wrapper", require_preload);
+sql_function!(
+    "require_preload_wrapper",
+    "pg_finfo_require_preload_wrapper",
+    require_preload,
+    "require_preload() RETURNS void"
+);

@@ -56,7 +56,12 @@ struct Place {
 fn enqueue(call: &mut Call) -> Result<Option<Datum>, Error> {
     insert(call, 1, |_| Ok(spi::transaction_time()))
 }
-sql_function!("enqueue_wrapper", "pg_finfo_enqueue_wrapper", enqueue);
+sql_function!(
+    "enqueue_wrapper",
+    "pg_finfo_enqueue_wrapper",
+    enqueue,
+    "enqueue(step jsonb, queue text, priority integer) RETURNS uuid"
+);
 
 fn delay(call: &mut Call) -> Result<Option<Datum>, Error> {
     insert(call, 2, |call| {
@@ -76,12 +81,22 @@ fn delay(call: &mut Call) -> Result<Option<Datum>, Error> {
         finite(due, "delay")
     })
 }
-sql_function!("delay_wrapper", "pg_finfo_delay_wrapper", delay);
+sql_function!(
+    "delay_wrapper",
+    "pg_finfo_delay_wrapper",
+    delay,
+    "delay(step jsonb, delay interval, queue text, priority integer) RETURNS uuid"
+);
 
 fn schedule(call: &mut Call) -> Result<Option<Datum>, Error> {
     insert(call, 2, |call| finite(call.required(1, "wakeup_at")?.value() as i64, "wakeup_at"))
 }
-sql_function!("schedule_wrapper", "pg_finfo_schedule_wrapper", schedule);
+sql_function!(
+    "schedule_wrapper",
+    "pg_finfo_schedule_wrapper",
+    schedule,
+    "schedule(step jsonb, wakeup_at timestamptz, queue text, priority integer) RETURNS uuid"
+);
 
 fn insert(
     call: &mut Call,
@@ -104,6 +119,11 @@ fn insert(
 fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
     check_server()?;
     let steps_datum = call.required(0, "steps")?;
+    // SAFETY: declared as an array.
+    let dimensions = unsafe { spi::dimensions(steps_datum) };
+    if dimensions > 1 {
+        return Err(Error::Dimensions { name: "steps", got: dimensions });
+    }
     let steps = call.array(0).unwrap_or_default();
     if let Some(position) = steps.iter().position(Option::is_none) {
         return Err(Error::NullElement { name: "steps", position: position + 1 });
@@ -124,14 +144,17 @@ fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(ids_datum)
 }
-sql_function!("enqueue_many_wrapper", "pg_finfo_enqueue_many_wrapper", enqueue_many);
+sql_function!(
+    "enqueue_many_wrapper",
+    "pg_finfo_enqueue_many_wrapper",
+    enqueue_many,
+    "enqueue_many(steps jsonb[], queue text, priority integer, wakeup_at timestamptz) RETURNS uuid[]"
+);
 
 fn enqueue_row(call: &mut Call) -> Result<Option<Datum>, Error> {
     check_server()?;
-    let trigger = call.trigger().ok_or(Error::EnqueueRowUse)?;
-    if trigger.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
-        return Err(Error::EnqueueRowUse);
-    }
+    let trigger = call.trigger().ok_or(Error::EnqueueRowUse { got: "It was called as a function." })?;
+    check_row_trigger(trigger.tg_event)?;
     // SAFETY: the server passes a trigger with `tgnargs` C strings, and a row trigger has the row's tuple.
     unsafe {
         let definition = &*trigger.tg_trigger;
@@ -142,9 +165,14 @@ fn enqueue_row(call: &mut Call) -> Result<Option<Datum>, Error> {
             [task, step] => (task, step, "default", "0"),
             [task, step, queue] => (task, step, queue, "0"),
             [task, step, queue, priority] => (task, step, queue, priority),
-            _ => return Err(Error::EnqueueRowArguments),
+            _ => {
+                let got = format!("It was given {} arguments: it takes 2 to 4.", arguments.len());
+                return Err(Error::EnqueueRowArguments { got });
+            }
         };
-        let priority: i16 = priority.parse().map_err(|_| Error::EnqueueRowArguments)?;
+        let priority: i16 = priority.parse().map_err(|_| Error::EnqueueRowArguments {
+            got: format!("The priority is \"{priority}\", not a number from -32768 to 32767."),
+        })?;
         queue_name(queue)?;
         let row = if pgrx::trigger_fired_by_update(trigger.tg_event) {
             trigger.tg_newtuple
@@ -167,7 +195,26 @@ fn enqueue_row(call: &mut Call) -> Result<Option<Datum>, Error> {
         Ok(Some(Datum::from(row)))
     }
 }
-sql_function!("enqueue_row_wrapper", "pg_finfo_enqueue_row_wrapper", enqueue_row);
+sql_function!(
+    "enqueue_row_wrapper",
+    "pg_finfo_enqueue_row_wrapper",
+    enqueue_row,
+    "enqueue_row() RETURNS trigger"
+);
+
+/// Refuses triggers whose row may still be changed or skipped: the task would tell of a row that is not there.
+fn check_row_trigger(event: u32) -> Result<(), Error> {
+    let got = if event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+        "The trigger fires once for each statement."
+    } else if event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_BEFORE {
+        "The trigger fires BEFORE the event, when the row may still be changed or skipped."
+    } else if event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_INSTEAD {
+        "The trigger fires INSTEAD OF the event: no row is written."
+    } else {
+        return Ok(());
+    };
+    Err(Error::EnqueueRowUse { got })
+}
 
 /// The queue and the priority among a function's arguments.
 fn place(call: &Call, first: usize) -> Result<Place, Error> {

@@ -161,6 +161,15 @@ pub unsafe fn bytes_from<'a>(datum: Datum) -> &'a [u8] {
     }
 }
 
+/// The number of an array's dimensions; 0 for an empty one.
+///
+/// # Safety
+/// The datum is an array.
+pub unsafe fn dimensions(datum: Datum) -> i32 {
+    // SAFETY: detoasted first; the number is in the array's header.
+    unsafe { (*pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::ArrayType>()).ndim }
+}
+
 /// A `timestamptz`, `bigint`, `integer` or `smallint` as a datum.
 pub fn int(value: impl Into<i64>) -> Option<Datum> {
     Some(Datum::from(value.into()))

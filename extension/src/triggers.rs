@@ -1,5 +1,7 @@
 //! The triggers of the table: they check what a user writes and tell the scheduler at commit.
 
+use std::cell::Cell;
+use std::ffi::CStr;
 use std::ffi::CString;
 
 use pg_task_rules::TaskId;
@@ -65,23 +67,54 @@ impl Row<'_> {
     }
 }
 
+/// The trigger that makes the call, if it fires for the rows of `pg_task.task`: any other table has other columns.
+fn own_trigger(call: &Call) -> Result<&pg_sys::TriggerData, Error> {
+    thread_local! {
+        /// The table that was looked at last and found to be the one.
+        static TABLE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
+    }
+    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    // SAFETY: the server passes an open relation; the name that SPI returns is a C string or null.
+    unsafe {
+        let relation = trigger.tg_relation;
+        let known = TABLE.get() == (*relation).rd_id;
+        if trigger.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 || !(known || is_own(relation)) {
+            return Err(Error::TriggerOnly);
+        }
+        TABLE.set((*relation).rd_id);
+    }
+    Ok(trigger)
+}
+
+/// # Safety
+/// The relation is open.
+unsafe fn is_own(relation: pg_sys::Relation) -> bool {
+    // SAFETY: the names are C strings; the namespace's is null when it is gone.
+    unsafe {
+        let namespace = pg_sys::SPI_getnspname(relation);
+        CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) == c"task"
+            && !namespace.is_null()
+            && CStr::from_ptr(namespace) == c"pg_task"
+    }
+}
+
 fn on_insert(call: &mut Call) -> Result<Option<Datum>, Error> {
     if !shmem::ready() {
         return Err(Error::NotPreloaded);
     }
-    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    let trigger = own_trigger(call)?;
     let row = Row { tuple: trigger.tg_trigtuple, trigger };
     row.check()?;
     row.note()?;
     Ok(Some(Datum::from(row.tuple)))
 }
-sql_function!("on_insert_wrapper", "pg_finfo_on_insert_wrapper", on_insert);
+sql_function!("on_insert_wrapper", "pg_finfo_on_insert_wrapper", on_insert, "on_insert() RETURNS trigger");
 
 fn on_update(call: &mut Call) -> Result<Option<Datum>, Error> {
     if !shmem::ready() {
         return Err(Error::NotPreloaded);
     }
-    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    let trigger = own_trigger(call)?;
     let old = Row { tuple: trigger.tg_trigtuple, trigger };
     let new = Row { tuple: trigger.tg_newtuple, trigger };
     if new.id() != old.id() {
@@ -121,10 +154,10 @@ fn on_update(call: &mut Call) -> Result<Option<Datum>, Error> {
     row.note()?;
     Ok(Some(Datum::from(tuple)))
 }
-sql_function!("on_update_wrapper", "pg_finfo_on_update_wrapper", on_update);
+sql_function!("on_update_wrapper", "pg_finfo_on_update_wrapper", on_update, "on_update() RETURNS trigger");
 
 fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
-    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    let trigger = own_trigger(call)?;
     let updated = pgrx::trigger_fired_by_update(trigger.tg_event);
     let tuple = if updated { trigger.tg_newtuple } else { trigger.tg_trigtuple };
     let row = Row { tuple, trigger };
@@ -134,4 +167,4 @@ fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(Some(Datum::from(tuple)))
 }
-sql_function!("on_error_wrapper", "pg_finfo_on_error_wrapper", on_error);
+sql_function!("on_error_wrapper", "pg_finfo_on_error_wrapper", on_error, "on_error() RETURNS trigger");

@@ -98,4 +98,4 @@ pub fn datum(id: &TaskId) -> Datum {
 fn uuid7(_call: &mut Call) -> Result<Option<Datum>, Error> {
     Ok(Some(datum(&new())))
 }
-crate::call::sql_function!("uuid7_wrapper", "pg_finfo_uuid7_wrapper", uuid7);
+crate::call::sql_function!("uuid7_wrapper", "pg_finfo_uuid7_wrapper", uuid7, "uuid7() RETURNS uuid");

@@ -27,12 +27,29 @@ const MAX_WANT: i64 = 10_000;
 fn exchange(call: &mut Call) -> Result<Option<Datum>, Error> {
     serve(call, |call| Output::Rows(call.rows()))
 }
-sql_function!("exchange_wrapper", "pg_finfo_exchange_wrapper", exchange);
+sql_function!(
+    "exchange_wrapper",
+    "pg_finfo_exchange_wrapper",
+    exchange,
+    "exchange(
+        worker uuid, want integer, ids uuid[], fences bigint[], tokens bigint[], outcomes smallint[], steps jsonb[],
+        delays bigint[], errors text[], registration bigint)
+     RETURNS TABLE (
+        event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb)"
+);
 
 fn exchange_packed(call: &mut Call) -> Result<Option<Datum>, Error> {
     serve(call, |_| Output::Packed(Packed::new()))
 }
-sql_function!("exchange_packed_wrapper", "pg_finfo_exchange_packed_wrapper", exchange_packed);
+sql_function!(
+    "exchange_packed_wrapper",
+    "pg_finfo_exchange_packed_wrapper",
+    exchange_packed,
+    "exchange_packed(
+        worker uuid, want integer, ids uuid[], fences bigint[], tokens bigint[], outcomes smallint[], steps jsonb[],
+        delays bigint[], errors text[], registration bigint)
+     RETURNS bytea"
+);
 
 fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Option<Datum>, Error> {
     check_transaction()?;
@@ -109,4 +126,9 @@ fn heartbeat(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     Ok(None)
 }
-sql_function!("heartbeat_wrapper", "pg_finfo_heartbeat_wrapper", heartbeat);
+sql_function!(
+    "heartbeat_wrapper",
+    "pg_finfo_heartbeat_wrapper",
+    heartbeat,
+    "heartbeat(worker uuid) RETURNS TABLE (event smallint, id uuid)"
+);

@@ -35,6 +35,8 @@ use crate::spi::Statement;
 use crate::uuid7;
 
 const PROTOCOL: i32 = 1;
+/// The longest name of a worker, in bytes.
+const MAX_NAME: usize = 63;
 const MICROS_PER_SECOND: Micros = 1_000_000;
 const MICROS_PER_DAY: Micros = 86_400 * MICROS_PER_SECOND;
 
@@ -65,6 +67,9 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
     let kinds = kinds(call)?;
     let lease = lease(call)?;
     let name = call.text(5).unwrap_or_default();
+    if name.len() > MAX_NAME {
+        return Err(Error::WorkerName { limit: MAX_NAME, got: name.len() });
+    }
     let bind = call.required(6, "bind")?.value() & 0xff != 0;
     let held = held(call)?;
     // SAFETY: plain reads of this process' state; the function runs as the extension's owner, the caller is the outer user.
@@ -73,7 +78,8 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
 
     let (place, registration) = slot.with_board(|board| {
         find_worker(board, &id)?;
-        let queues: Vec<QueueId> = queues.iter().filter_map(|queue| board.intern(queue)).collect();
+        let queues: Option<Vec<QueueId>> = queues.iter().map(|queue| board.intern(queue)).collect();
+        let queues = queues.ok_or(Error::QueuesFull)?;
         let registration = Registration {
             id,
             name: Label::new(&name),
@@ -97,7 +103,15 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
     let channel = spi::text(&uuid7::channel(&id));
     Ok(Some(call.record(&[channel, spi::array(&mut refused, ElementType::Uuid), spi::int(registration)])))
 }
-sql_function!("register_wrapper", "pg_finfo_register_wrapper", register);
+sql_function!(
+    "register_wrapper",
+    "pg_finfo_register_wrapper",
+    register,
+    "register(
+        worker uuid, queues text[], steps text[], retry_limits integer[], lease interval, name text, bind boolean,
+        held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer)
+     RETURNS record (channel text, refused uuid[], registration bigint)"
+);
 
 /// Renews the claims that the worker says it holds, gives those back that it does not know of, and returns those that are not
 /// its own any more.
@@ -210,10 +224,13 @@ fn leave(call: &mut Call) -> Result<Option<Datum>, Error> {
     slot.wake_scheduler();
     Ok(spi::int(count))
 }
-sql_function!("leave_wrapper", "pg_finfo_leave_wrapper", leave);
+sql_function!("leave_wrapper", "pg_finfo_leave_wrapper", leave, "leave(worker uuid) RETURNS integer");
 
 fn queues(call: &Call) -> Result<Vec<QueueName>, Error> {
-    let queues = call.array(1).unwrap_or_default();
+    let Some(queues) = call.array(1) else { return Ok(Vec::new()) };
+    if queues.is_empty() {
+        return Err(Error::Empty { name: "queues" });
+    }
     if queues.len() > MAX_QUEUES_PER_WORKER {
         return Err(Error::TooMany { name: "queues", limit: MAX_QUEUES_PER_WORKER, got: queues.len() });
     }

@@ -125,8 +125,12 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
         if !seen.insert(id) {
             return Err(Error::OutOfRange { name: "results for one id", low: 0, high: 1, got: 2 });
         }
-        let code = at(&outcomes, index).map_or(0, |datum| i64::from(datum.value() as i16));
-        let delay = || due_after(at(&delays, index).map_or(0, |datum| datum.value() as i64));
+        // A NULL among the outcomes must not pass for "done": the row would be deleted.
+        let code = match &outcomes {
+            Some(outcomes) => i64::from(needed(outcomes[index], "outcomes", index)?.value() as i16),
+            None => 0,
+        };
+        let delay = || due_after(needed(at(&delays, index), "delays", index)?.value() as i64);
         let error = || {
             let error = needed(at(&errors, index), "errors", index)?;
             // SAFETY: declared as text[].
