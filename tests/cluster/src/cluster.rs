@@ -48,6 +48,21 @@ impl Cluster {
     /// # Errors
     /// When the server does not start: its log is in the error.
     pub fn create(tree: &Tree, name: &str, settings: &[&str]) -> anyhow::Result<Self> {
+        let password = random_password()?;
+        let (cluster, password_file) = Self::prepare(tree, name, password)?;
+        cluster.init(&password_file, settings)?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// A cluster of a name with the same password, of which only the folder is there. An old one is removed.
+    pub(crate) fn sibling(&self, name: &str) -> anyhow::Result<Self> {
+        let (cluster, _) = Self::prepare(&self.tree, name, self.password.clone())?;
+        fs::write(cluster.folder.join("port"), cluster.port.to_string())?;
+        Ok(cluster)
+    }
+
+    fn prepare(tree: &Tree, name: &str, password: String) -> anyhow::Result<(Self, PathBuf)> {
         let account = Account::for_server()?;
         let folder = private_folder()?.join("clusters").join(name);
         if let Ok(old) = Self::attach(tree, name) {
@@ -58,7 +73,6 @@ impl Cluster {
         if let Some(account) = account {
             account.own(&folder)?;
         }
-        let password = random_password()?;
         let password_file = folder.join("password");
         fs::write(&password_file, &password)?;
         fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600))?;
@@ -66,9 +80,7 @@ impl Cluster {
             account.own(&password_file)?;
         }
         let cluster = Self { folder, tree: tree.clone(), account, port: free_port()?, password, keep: false };
-        cluster.init(&password_file, settings)?;
-        cluster.start()?;
-        Ok(cluster)
+        Ok((cluster, password_file))
     }
 
     /// The cluster of a name that was made before, running or not.
@@ -125,9 +137,14 @@ impl Cluster {
 
     /// psql, connected to a database.
     pub fn psql_command(&self, database: &str) -> Command {
-        let mut command = Command::new(self.tree.program("psql"));
+        let mut command = self.program("psql");
         command.arg(self.url(database));
         command
+    }
+
+    /// A program of the server's release, such as `pg_dump`, under the account of this process.
+    pub fn program(&self, name: &str) -> Command {
+        Command::new(self.tree.program(name))
     }
 
     /// Starts the server and waits until it accepts connections.
@@ -215,7 +232,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.tree.program(program));
         // A backtrace in every error's DETAIL is not what a user would see.
         command.env_remove("RUST_BACKTRACE").current_dir("/");
@@ -237,10 +254,14 @@ impl Drop for Cluster {
 
 fn free_port() -> anyhow::Result<u16> {
     /// Several clusters may be made at the same moment: no port is looked at twice.
-    static NEXT: AtomicU16 = AtomicU16::new(PORTS.start);
+    static NEXT: AtomicU16 = AtomicU16::new(0);
 
-    std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
-        .take_while(|port| PORTS.contains(port))
+    // Other processes look for ports too, perhaps at this moment: each begins somewhere else.
+    let begin = std::process::id() * 7;
+    let count = u32::from(PORTS.end - PORTS.start);
+    std::iter::repeat_with(|| u32::from(NEXT.fetch_add(1, Ordering::Relaxed)))
+        .take_while(|&tried| tried < count)
+        .map(|tried| PORTS.start + ((begin + tried) % count) as u16)
         .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
         .context("every port from 54329 to 54528 is in use")
 }

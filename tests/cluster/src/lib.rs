@@ -6,6 +6,7 @@
 mod account;
 mod cluster;
 mod install;
+mod standby;
 mod tree;
 
 pub use account::Account;
