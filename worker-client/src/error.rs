@@ -24,6 +24,12 @@ pub enum Error {
     /// The connection for notifications failed.
     #[error("listener can't receive notifications")]
     ListenerReceive(#[source] sqlx::Error),
+    /// Never returned; it has the name of an error of the crate pg_task 1.0, so that programs that match on it compile.
+    #[error("unreachable: the worker's semaphore is closed")]
+    UnreachableWorkerSemaphoreClosed(#[source] tokio::sync::AcquireError),
+    /// Never returned: a worker whose lease has run out drops its steps and goes on. Of the crate pg_task 1.0, as above.
+    #[error("the task's lease has run out")]
+    TaskLeaseExpired,
     /// The worker's settings do not fit together.
     #[error("the worker can't start: {0}")]
     Settings(&'static str),
@@ -46,8 +52,9 @@ pub(crate) fn is_configuration(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            // Authorization, a missing database, privileges, a feature that is not supported (a protocol version).
-            code.starts_with("28") || ["3D000", "42501", "0A000", "22023"].contains(&&*code)
+            // Authorization, a missing database, a missing extension (no such schema, no such function), privileges, a feature that is
+            // not supported (a protocol version).
+            code.starts_with("28") || ["3D000", "3F000", "42883", "42501", "0A000", "22023"].contains(&&*code)
         }),
         _ => false,
     }

@@ -128,7 +128,7 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
     ///
     /// # Errors
     /// Only at the start: when the settings do not fit together, or the server refuses the worker for a reason that trying again
-    /// does not cure, such as a missing privilege.
+    /// does not cure, such as a missing privilege or a database without the extension.
     pub async fn run(&self) -> Result<()> {
         let settings = &self.settings;
         if settings.lease < Duration::from_secs(1) || settings.lease > Duration::from_secs(86_400) {

@@ -17,6 +17,8 @@ pub fn run() -> anyhow::Result<()> {
     let install = setup::ensure()?;
     println!("== formatting");
     setup::run(cargo().args(["fmt", "--all", "--check"]))?;
+    // Outside the workspace.
+    setup::run(cargo().args(["fmt", "--manifest-path", "tests/seed/Cargo.toml", "--check"]))?;
     println!("== the shape of the tree");
     tidy()?;
     println!("== clippy");

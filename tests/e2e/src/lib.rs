@@ -1,5 +1,7 @@
 //! The harness of the end-to-end tests: a server, databases, worker processes, and waiting on conditions with a deadline.
 
+pub mod blocks;
+pub mod seed;
 mod session;
 
 use std::path::Path;
@@ -77,12 +79,17 @@ pub struct Database {
 }
 
 impl Database {
-    /// A new database in a server.
-    pub async fn create(server: &Cluster) -> anyhow::Result<Self> {
+    /// A new database in a server, without the extension.
+    pub async fn empty(server: &Cluster) -> anyhow::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         server.psql("postgres", &format!("CREATE DATABASE {name}"))?;
-        let database = Self::attach(server, &name).await?;
+        Self::attach(server, &name).await
+    }
+
+    /// A new database in a server, with the extension.
+    pub async fn create(server: &Cluster) -> anyhow::Result<Self> {
+        let database = Self::empty(server).await?;
         database.run("CREATE EXTENSION pg_task").await?;
         database.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
         Ok(database)
