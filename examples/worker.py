@@ -30,6 +30,7 @@ class Worker:
     def __init__(self, url):
         self.id = uuid.uuid4()
         self.stopping = False
+        self.waiting = False
         # Listen first, then register, then exchange: in this order no wake-up can be lost.
         self.connection = psycopg.connect(url, autocommit=True)
         self.connection.execute(f'LISTEN "pg_task_{self.id}"')
@@ -82,31 +83,37 @@ class Worker:
             return id, fence, token, PARK, None, repr(error)
 
     def wait(self):
-        """Waits for a notification, with a heartbeat now and then."""
-        for notification in self.connection.notifies(timeout=HEARTBEAT_SECONDS, stop_after=1):
-            if notification.payload == "stop_worker":
-                self.stopping = True
+        """Waits for a notification or a signal, with a heartbeat now and then."""
+        self.waiting = True
+        try:
+            for notification in self.connection.notifies(timeout=HEARTBEAT_SECONDS, stop_after=1):
+                if notification.payload == "stop_worker":
+                    self.stopping = True
+                return
+        except Stop:
             return
+        finally:
+            self.waiting = False
         for event, _ in self.connection.execute("SELECT event, id FROM pg_task.heartbeat(%s)", (self.id,)).fetchall():
             if event == STOP:
                 self.stopping = True
             elif event == UNREGISTERED:
                 self.register()
 
+    def stop(self, *_):
+        """What runs is finished and brought; a worker that waits stops waiting."""
+        self.stopping = True
+        if self.waiting:
+            self.waiting = False
+            raise Stop
+
 
 class Stop(Exception):
-    pass
-
-
-def on_signal(*_):
-    raise Stop
+    """Ends the wait for a notification."""
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, on_signal)
     worker = Worker(os.environ["DATABASE_URL"])
-    try:
-        worker.run()
-    except (Stop, KeyboardInterrupt):
-        # What it held is given to another worker at once.
-        worker.connection.close()
+    signal.signal(signal.SIGTERM, worker.stop)
+    signal.signal(signal.SIGINT, worker.stop)
+    worker.run()

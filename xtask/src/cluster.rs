@@ -15,25 +15,28 @@ pub const DATABASE: &str = "pg_task";
 
 const DEFAULT_NAME: &str = "main";
 
+/// Names the cluster where `--name` is not given: the tests run the README's commands as they stand.
+const NAME: &str = "PG_TASK_CLUSTER";
+
 /// What to do with the cluster.
 #[derive(Subcommand)]
 pub enum Command {
     /// Build the extension, make the cluster if there is none, and start it.
     Start {
         /// Which of your clusters.
-        #[arg(long, default_value = DEFAULT_NAME)]
+        #[arg(long, env = NAME, default_value = DEFAULT_NAME)]
         name: String,
     },
     /// Print the connection URL alone.
     Url {
         /// Which of your clusters.
-        #[arg(long, default_value = DEFAULT_NAME)]
+        #[arg(long, env = NAME, default_value = DEFAULT_NAME)]
         name: String,
     },
     /// Open psql; further arguments are psql's.
     Psql {
         /// Which of your clusters.
-        #[arg(long, default_value = DEFAULT_NAME)]
+        #[arg(long, env = NAME, default_value = DEFAULT_NAME)]
         name: String,
         /// Arguments for psql.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -42,13 +45,13 @@ pub enum Command {
     /// Say whether it runs.
     Status {
         /// Which of your clusters.
-        #[arg(long, default_value = DEFAULT_NAME)]
+        #[arg(long, env = NAME, default_value = DEFAULT_NAME)]
         name: String,
     },
     /// Stop it.
     Stop {
         /// Which of your clusters.
-        #[arg(long, default_value = DEFAULT_NAME)]
+        #[arg(long, env = NAME, default_value = DEFAULT_NAME)]
         name: String,
         /// Delete it with its data.
         #[arg(long)]

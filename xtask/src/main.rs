@@ -7,6 +7,7 @@ mod cluster;
 mod demo;
 mod endpoint;
 mod lint;
+mod python;
 mod setup;
 mod test;
 

@@ -21,7 +21,8 @@ pub fn ensure() -> anyhow::Result<PgInstall> {
         .context("PostgreSQL was installed but is not found: set PG_CONFIG to its pg_config")
 }
 
-fn install(packages: &[String]) -> anyhow::Result<()> {
+/// Installs Debian packages, or says what to install.
+pub fn install(packages: &[String]) -> anyhow::Result<()> {
     let list = packages.join(" ");
     let is_root = pg_task_cluster::Account::for_server().map_or(true, |account| account.is_some());
     if !is_root || !Path::new("/usr/bin/apt-get").exists() {

@@ -11,6 +11,7 @@ use pg_task_cluster::Tree;
 
 use crate::build;
 use crate::build::cargo;
+use crate::python;
 use crate::setup;
 
 /// pgrx, pgrx-tests and cargo-pgrx must have the same version.
@@ -29,6 +30,8 @@ pub fn run() -> anyhow::Result<()> {
     setup::run(cargo().args(["test", "--workspace", "--exclude", "pg_task", "--exclude", "pg_task_e2e"]))?;
     stage("the extension, built and put into a private tree");
     let tree = build::tree()?;
+    stage("a Python environment");
+    python::ensure()?;
     stage("end-to-end tests: real clusters, real worker processes");
     drop(tree);
     setup::run(cargo().args(["test", "--package", "pg_task_e2e"]))?;
