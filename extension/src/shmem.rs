@@ -319,6 +319,10 @@ impl Slot {
     }
 
     /// Empties the board and the inbox, with every claim and worker.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is not general over the board's lifetime"
+    )]
     pub fn reset_memory(self) {
         self.control().prepared.store(false, SeqCst);
         self.with_board(|board| board.reset());

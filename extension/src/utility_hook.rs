@@ -96,10 +96,10 @@ unsafe fn before(node: *mut pg_sys::Node) {
                     commit::note_rescan();
                 }
             }
-            NodeTag::T_CreateExtensionStmt | NodeTag::T_AlterExtensionStmt | NodeTag::T_DropStmt => {
-                if shmem::my_slot().is_some() {
-                    commit::note_recheck();
-                }
+            NodeTag::T_CreateExtensionStmt | NodeTag::T_AlterExtensionStmt | NodeTag::T_DropStmt
+                if shmem::my_slot().is_some() =>
+            {
+                commit::note_recheck();
             }
             _ => {}
         }

@@ -319,8 +319,8 @@ impl Writer<'_> {
                 let end = match &result.outcome {
                     Outcome::Next(_) if *room > 0 && board.may_continue(&result.id, result.token) => {
                         *room -= 1;
-                        // SAFETY: the column is a row's place.
                         let place = rows.datum(row, 5).map_or(Place::UNKNOWN, |tid| {
+                            // SAFETY: the column is a row's place.
                             place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
                         });
                         End::Advance(Advance { token: board.next_token(), fence, place })

@@ -118,8 +118,8 @@ impl WrittenRows {
             queue,
             step,
         };
-        // SAFETY: the column is a row's place.
         let place = rows.datum(row, 8).map_or(Place::UNKNOWN, |tid| {
+            // SAFETY: the column is a row's place.
             place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
         });
         Written::Run(task, place)
