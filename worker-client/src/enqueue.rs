@@ -20,7 +20,7 @@ use crate::Scheduler;
 /// # Errors
 /// [`Error::SerializeStep`] when the step is no JSON, [`Error::AddTask`] when the database refuses it.
 pub async fn enqueue<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler) -> Result<Uuid> {
-    task.enqueue(db).await
+    Enqueue::new().enqueue(db, task).await
 }
 
 /// Enqueues a task that is due after a delay, which the server counts from the start of the transaction.
@@ -28,7 +28,7 @@ pub async fn enqueue<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler) -> Resu
 /// # Errors
 /// As [`enqueue`].
 pub async fn delay<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler, delay: Duration) -> Result<Uuid> {
-    task.delay(db, delay).await
+    Enqueue::new().delay(db, task, delay).await
 }
 
 /// Enqueues a task that is due at a moment. One in the past is due now.
@@ -36,7 +36,7 @@ pub async fn delay<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler, delay: Du
 /// # Errors
 /// As [`enqueue`].
 pub async fn schedule<'e>(db: impl PgExecutor<'e>, task: &impl Scheduler, at: DateTime<Utc>) -> Result<Uuid> {
-    task.schedule(db, at).await
+    Enqueue::new().schedule(db, task, at).await
 }
 
 /// Enqueues many tasks in one statement. Returns their ids in the order of the tasks.
@@ -180,5 +180,47 @@ fn interval(duration: Duration) -> PgInterval {
         months: 0,
         days: i32::try_from(micros / MICROS_PER_DAY).unwrap_or(i32::MAX),
         microseconds: micros % MICROS_PER_DAY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgPool;
+
+    use crate::NextStep;
+    use crate::Scheduler;
+    use crate::Step;
+    use crate::StepResult;
+
+    #[derive(Debug, serde::Deserialize, serde::Serialize)]
+    pub struct Wave;
+
+    impl Step<Greeter> for Wave {
+        async fn step(self, _db: &PgPool) -> StepResult<Greeter> {
+            NextStep::none()
+        }
+    }
+
+    crate::task!(Greeter { Wave });
+    crate::scheduler!(Tasks { Greeter });
+
+    fn spawned<T: Send>(_: impl Future<Output = T> + Send + 'static) {}
+
+    #[test]
+    fn enqueueing_can_be_part_of_a_spawned_task() {
+        // Compiles or not; nothing is run.
+        let _ = |db: PgPool, task: Tasks, at| {
+            spawned({
+                let (db, task) = (db.clone(), Tasks::Greeter(Wave.into()));
+                async move {
+                    let delay = std::time::Duration::ZERO;
+                    crate::enqueue(&db, &task).await?;
+                    crate::delay(&db, &task, delay).await?;
+                    crate::schedule(&db, &task, at).await?;
+                    crate::enqueue_many(&db, &[task]).await
+                }
+            });
+            spawned(async move { task.enqueue(&db).await });
+        };
     }
 }
