@@ -44,7 +44,7 @@ pub fn run() -> anyhow::Result<()> {
 /// Every Rust file says at its top what it is for, and none is too long.
 fn tidy() -> anyhow::Result<()> {
     let mut complaints = Vec::new();
-    for folder in ["examples", "extension", "rules", "tests", "worker-client", "xtask"] {
+    for folder in ["bench", "examples", "extension", "rules", "tests", "worker-client", "xtask"] {
         for file in rust_files(&workspace_root().join(folder)) {
             let text = fs::read_to_string(&file)?;
             let name = file.strip_prefix(workspace_root()).unwrap_or(&file).display().to_string();

@@ -30,9 +30,13 @@ enum Command {
     /// A private server of your own, with the extension.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Measure.
-    #[command(subcommand)]
-    Bench(bench::Command),
+    /// Measure; `--help` names the shapes of work.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of the benchmark.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,6 +45,6 @@ fn main() -> anyhow::Result<()> {
         Command::Test => test::run(),
         Command::Lint => lint::run(),
         Command::Cluster(command) => cluster::run(command),
-        Command::Bench(command) => bench::run(command),
+        Command::Bench { arguments } => bench::run(&arguments),
     }
 }

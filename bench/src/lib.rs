@@ -1,0 +1,4 @@
+//! What the measured programs of this crate share.
+
+pub mod bare;
+pub mod tasks;
