@@ -71,6 +71,8 @@ pub struct Ticker {
     /// When the table is looked at again for rows that came without a hint.
     rescan_at: Micros,
     last_rescan: Micros,
+    /// Time spent in reads since the last rescan: what a rescan costs, or less.
+    read_cost: Micros,
     last_tick: Micros,
     woke_someone: bool,
     backlog: bool,
@@ -87,6 +89,7 @@ impl Ticker {
             find_lanes_at: Some(shmem::settled_at()),
             rescan_at: Micros::MAX,
             last_rescan: 0,
+            read_cost: 0,
             last_tick: 0,
             woke_someone: false,
             backlog: false,
@@ -182,6 +185,7 @@ impl Ticker {
         let earliest = shmem::settled_at().max(self.last_rescan + RESCAN_GAP);
         self.find_lanes_at = Some(self.find_lanes_at.map_or(earliest, |at| at.min(earliest)));
         self.rescan_at = now + RESCAN_EVERY;
+        self.read_cost = 0;
     }
 
     /// Moves what is due to the board.
@@ -325,6 +329,10 @@ impl Ticker {
             self.last_rescan = now;
             self.slot.control().set_state(State::Running);
         }
+        self.read_cost += background::now() - now;
+        // Looking again from the start passes over every dead entry of the index, as long as some transaction holds them there.
+        let share = (now + RESCAN_SHARE * self.read_cost).min(self.last_rescan + RESCAN_AT_LEAST);
+        self.rescan_at = self.rescan_at.max(share);
         Ok(())
     }
 
@@ -363,6 +371,12 @@ impl Ticker {
 
 /// How often the table is looked at for rows of which nothing was heard: loaded without triggers, say.
 const RESCAN_EVERY: Micros = 60_000_000;
+
+/// Reads take at most one part in so many of the scheduler's time for that.
+const RESCAN_SHARE: Micros = 100;
+
+/// However much reads cost, the table is looked at again after this time.
+const RESCAN_AT_LEAST: Micros = 3_600_000_000;
 
 fn due(read: &Read) -> Vec<(RowKey, Place)> {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
