@@ -39,20 +39,38 @@ pub fn now() -> Micros {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// A wait of the latch ends at a whole millisecond. What is left after it is slept in steps of this length, in microseconds.
+const FINE_SLEEP: i64 = 100;
+
 /// Sleeps on the process' latch until it is set or the moment has come, then serves interrupts and a reload.
 ///
 /// Called at the bottom of a loop, after the work: a wake-up that came meanwhile lets it return at once.
 pub fn sleep_until(moment: Micros) {
-    // Rounded up: a wait of 0 ms for the last few hundred microseconds would be a busy loop.
-    let millis = moment.saturating_sub(now()).clamp(0, 3_600_000_000).div_ceil_micros();
-    // SAFETY: the process is a background worker with a latch of its own; interrupts are served outside any lock.
+    loop {
+        let left = moment.saturating_sub(now());
+        // SAFETY: the process is a background worker with a latch of its own.
+        let woken = unsafe {
+            if left <= 0 || (*pg_sys::MyLatch).is_set != 0 {
+                true
+            } else if left < 1_000 {
+                std::thread::sleep(std::time::Duration::from_micros(left.min(FINE_SLEEP) as u64));
+                false
+            } else {
+                let events = pg_sys::WaitLatch(
+                    pg_sys::MyLatch,
+                    (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+                    left.min(3_600_000_000) / 1_000,
+                    pg_sys::PG_WAIT_EXTENSION,
+                );
+                events & pg_sys::WL_LATCH_SET as i32 != 0
+            }
+        };
+        if woken {
+            break;
+        }
+    }
+    // SAFETY: interrupts are served outside any lock.
     unsafe {
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-            millis,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
         pg_sys::ResetLatch(pg_sys::MyLatch);
         pgrx::check_for_interrupts!();
         if pg_sys::ConfigReloadPending != 0 {
