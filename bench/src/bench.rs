@@ -89,11 +89,14 @@ impl Bench {
     pub async fn spawn(&mut self, who: Who, arguments: &str, env: &[(&str, &str)]) -> anyhow::Result<Child> {
         let url = self.server.url(who.database());
         if self.programs.path(who).is_ok() && self.server.ensure_database(who.database())? {
-            let setup: &[Who] = if who.database() == "pg_task" { &[Who::Ours, Who::Bare] } else { &[who] };
-            for &who in setup {
-                let child = self.programs.command(who, &url, "setup")?.spawn()?;
-                programs::answer(child).await.with_context(|| format!("{} cannot be set up", who.name()))?;
+            let ours = who.database() == Who::Ours.database();
+            if ours {
+                self.server.cluster.psql(who.database(), "CREATE EXTENSION pg_task")?;
             }
+            // The bare loops have a table beside pg_task's; each peer makes its own tables.
+            let who = if ours { Who::Bare } else { who };
+            let child = self.programs.command(who, &url, "setup")?.spawn()?;
+            programs::answer(child).await.with_context(|| format!("{} cannot be set up", who.name()))?;
         }
         let mut command = self.programs.command(who, &url, arguments)?;
         command.envs(env.iter().copied());

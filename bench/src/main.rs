@@ -3,6 +3,7 @@
 
 mod bench;
 mod figure;
+mod hops;
 mod plot;
 mod process;
 mod programs;
@@ -15,6 +16,11 @@ use std::path::PathBuf;
 use anyhow::bail;
 use bench::Bench;
 use clap::Parser;
+use programs::AWA;
+use programs::GRAPHILE;
+use programs::PG_TASK_1;
+use programs::RIVER;
+use programs::Who;
 use server::Server;
 use shapes::SHAPES;
 use shapes::Shape;
@@ -60,6 +66,7 @@ async fn main() -> anyhow::Result<()> {
     let shapes = chosen(&options.names)?;
     let mut bench = Bench::new(Server::start()?, options.quick, !options.no_peers);
     bench.rounds = options.rounds.max(1);
+    build(&mut bench)?;
     let mut failed = None;
     for shape in shapes {
         if let Err(error) = shapes::run(&mut bench, shape).await {
@@ -81,6 +88,19 @@ async fn main() -> anyhow::Result<()> {
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Builds everything first, so that no compiler runs beside a measurement.
+fn build(bench: &mut Bench) -> anyhow::Result<()> {
+    bench.say("building what is measured; the first time this takes some minutes");
+    bench.programs.path(Who::Ours)?;
+    bench.programs.path(Who::Bare)?;
+    for who in bench.peers(&[GRAPHILE, PG_TASK_1, RIVER, AWA]) {
+        if let Err(error) = bench.programs.path(who) {
+            bench.say(&format!("its rows stay empty: {error:#}"));
+        }
+    }
+    Ok(())
 }
 
 /// The shapes that were named, in their usual order; all if none was.

@@ -20,7 +20,7 @@ use uuid::Uuid;
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::ERROR)
         .init();
     bench_driver::main::<PgTask>()
 }

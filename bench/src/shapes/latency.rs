@@ -8,6 +8,7 @@ use crate::figure::Bar;
 use crate::figure::Figure;
 use crate::figure::Plot;
 use crate::figure::Series;
+use crate::hops;
 use crate::programs::AWA;
 use crate::programs::GRAPHILE;
 use crate::programs::PG_TASK_1;
@@ -20,15 +21,11 @@ pub async fn idle(bench: &mut Bench) -> anyhow::Result<()> {
     p50.extend(bench.peers(&[GRAPHILE, PG_TASK_1, RIVER, AWA]).into_iter().map(Rounds::of));
     let mut p99: Vec<Series> = vec![Series::default(); p50.len()];
     let mut lines = Vec::new();
-    let mut call = Series::default();
     for round in 0..bench.rounds {
         for (rounds, p99) in p50.iter_mut().zip(&mut p99).filter(|(rounds, _)| rounds.goes_on()) {
             // River waits for its next poll between tasks that come slower than its notifications are suppressed.
             let count = if matches!(rounds.who, Who::Peer(_)) { 100 } else { bench.scale(1_000, 300) };
             let answer = bench.run(rounds.who, &format!("latency --count {count}")).await;
-            if rounds.who == Who::Ours {
-                call.0.extend(answer.as_ref().ok().and_then(|a| Some(a.call.as_ref()?.p50 as f64)));
-            }
             let latency = answer.and_then(delays);
             if let Ok(latency) = &latency {
                 p99.0.push(latency.p99 as f64);
@@ -59,10 +56,7 @@ pub async fn idle(bench: &mut Bench) -> anyhow::Result<()> {
             .beside("p50 of a bare durable INSERT", bare.clone())
             .bar(Bar::RatioAtMost(5.0)),
     );
-    bench.add(
-        Figure::new("P3", "hop: enqueue called → committed, p50", "µs", call)
-            .beside("p50 of a bare durable INSERT", bare),
-    );
+    hops(bench, &bare).await?;
     for (rounds, p99) in p50.iter().zip(p99).skip(2) {
         bench.add(
             Figure::new("P3", "idle: enqueue called → step starts, p50", "µs", ours.clone())
@@ -71,6 +65,23 @@ pub async fn idle(bench: &mut Bench) -> anyhow::Result<()> {
                     Some(p99) => format!("its p99: {p99:.0} µs"),
                     None => rounds.trouble.clone(),
                 }),
+        );
+    }
+    Ok(())
+}
+
+/// Where the time goes.
+async fn hops(bench: &mut Bench, bare: &Series) -> anyhow::Result<()> {
+    let hops = hops::measure(&bench.server.url("pg_task"), 300).await?;
+    let median = |values: Vec<f64>| Series(Series(values).median().into_iter().collect());
+    for (what, values) in [
+        ("hop: enqueue called → committed, p50", hops.committed),
+        ("hop: enqueue called → an idle worker is notified, p50", hops.notified),
+        ("hop: the exchange that fetches the task, p50", hops.fetched),
+    ] {
+        bench.add(
+            Figure::new("P3", what, "µs", median(values))
+                .beside("p50 of a bare durable INSERT", bare.clone()),
         );
     }
     Ok(())
