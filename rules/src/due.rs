@@ -121,7 +121,7 @@ impl DueBook {
             let book = self.lanes.entry(*lane).or_insert_with(LaneBook::nothing_known);
             // A lane that a hint has made since the rescan was asked for looks whole and is not.
             if self.rescan_from != Micros::MAX {
-                book.read_again(self.rescan_from);
+                self.held -= book.read_again(self.rescan_from);
             }
         }
         self.rescan_from = Micros::MAX;
@@ -131,7 +131,7 @@ impl DueBook {
     /// as well, see [`DueBook::found_lanes`].
     pub fn rescan(&mut self, from: Micros) {
         self.rescan_from = self.rescan_from.min(from);
-        self.lanes.values_mut().for_each(|book| book.read_again(from));
+        self.held -= self.lanes.values_mut().map(|book| book.read_again(from)).sum::<usize>();
     }
 
     /// The read that is needed next, if any.
@@ -230,9 +230,12 @@ impl DueBook {
 }
 
 impl LaneBook {
-    fn read_again(&mut self, from: Micros) {
+    /// Lowers the mark. Lets go of the rows above it, which will be read again: kept, they would make the lane look as if it
+    /// needed no reading. Returns how many those were.
+    fn read_again(&mut self, from: Micros) -> usize {
         self.mark = self.mark.min(RowKey::from_due(from));
         self.unread_due = self.unread_due.min(from);
+        self.upcoming.split_off(&self.mark).len()
     }
 
     fn wants_read(&self, limit: usize) -> bool {
@@ -299,6 +302,26 @@ mod tests {
         assert_eq!(book.next_read(0), None);
         assert_eq!(book.next_due(0), Some(10_000_000));
         assert_eq!(book.held(), 5);
+    }
+
+    #[test]
+    fn rows_that_came_without_hints_are_read_at_once_beside_any_number_of_sleepers() {
+        let mut book = DueBook::new(100, 10);
+        book.found_lanes(&[lane(0)]);
+        let tomorrow = 86_400_000_000;
+        let mut table: BTreeSet<_> = (0..200).map(|n| (lane(0), key(tomorrow, n))).collect();
+        table.insert((lane(0), key(1, 201)));
+        serve_reads(&mut book, &table, 10);
+        assert!(book.held() > 5, "the read of what is due has brought sleepers along");
+        table.insert((lane(0), key(9, 202)));
+        book.rescan(9);
+        serve_reads(&mut book, &table, 10);
+        let mut offered = Vec::new();
+        book.offer_due(10, |_, row, _| {
+            offered.push(row.id[15]);
+            Offered::Taken
+        });
+        assert_eq!(offered, [201, 202]);
     }
 
     #[test]
@@ -380,6 +403,8 @@ mod tests {
                 if book.next_read(now).is_some() {
                     continue;
                 }
+                let late = table.iter().find(|(_, row)| row.due <= now);
+                prop_assert!(late.is_none(), "due and not offered at {}: {:?}", now, late);
                 match book.next_due(now) {
                     Some(next) => now = now.max(next),
                     None => break,
