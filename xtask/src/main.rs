@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask demo|test|lint|cluster|bench`.
+//! Development commands: `cargo xtask demo|test|lint|cluster|bench|fault`.
 #![expect(clippy::print_stdout, reason = "commands speak to people")]
 
 mod bench;
@@ -6,6 +6,7 @@ mod build;
 mod cluster;
 mod demo;
 mod endpoint;
+mod fault;
 mod lint;
 mod python;
 mod setup;
@@ -37,6 +38,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Break things under load and check that nothing is lost or doubled: `--help` tells the options.
+    #[command(disable_help_flag = true)]
+    Fault {
+        /// The options of the fault runs.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,5 +54,6 @@ fn main() -> anyhow::Result<()> {
         Command::Lint => lint::run(),
         Command::Cluster(command) => cluster::run(command),
         Command::Bench { arguments } => bench::run(&arguments),
+        Command::Fault { arguments } => fault::run(&arguments),
     }
 }

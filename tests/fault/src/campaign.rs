@@ -1,0 +1,324 @@
+//! A campaign: rounds of faults under the load, a check after every few of them, and the summary.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::bail;
+use tokio::task::JoinSet;
+
+use crate::check;
+use crate::check::Evidence;
+use crate::check::Row;
+use crate::check::Violation;
+use crate::fault::Fault;
+use crate::fault::Outcome;
+use crate::fault::Size;
+use crate::ledger;
+use crate::load;
+use crate::plan::Kind;
+use crate::plan::Plan;
+use crate::proxy::Mode;
+use crate::scene::PATIENCE;
+use crate::scene::Scene;
+use crate::server_log;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// What everything by chance comes from.
+    pub seed: u64,
+    /// How many rounds.
+    pub rounds: u32,
+    /// No round begins after so long.
+    pub time: Option<Duration>,
+    /// The faults to choose from.
+    pub faults: Vec<Fault>,
+    /// Rounds between two checks.
+    pub check_every: u32,
+    /// The mean time between two pieces of work of one producer.
+    pub pace: Duration,
+}
+
+/// How long the load may take to come to its end after the last fault. A task that was locked in writing waits a minute for its worker
+/// after a restart of the server.
+const DRAIN: Duration = Duration::from_secs(180);
+
+const WORKERS: usize = 4;
+const PRODUCERS: u64 = 3;
+
+#[derive(Default)]
+struct Summary {
+    done: BTreeMap<Fault, u32>,
+    skipped: BTreeMap<Fault, String>,
+    tasks: usize,
+    runs: usize,
+    checks: u32,
+}
+
+/// Runs a campaign and prints its summary.
+///
+/// # Errors
+/// When a promise was broken, or the scene could not be played.
+pub async fn run(order: Order) -> anyhow::Result<()> {
+    println!(
+        "fault: seed {}, at most {} rounds; repeat with --seed {}",
+        order.seed, order.rounds, order.seed
+    );
+    let began = Instant::now();
+    let scene = Arc::new(Scene::set("fault", WORKERS).await?);
+    println!("   the server's log: {}", scene.cluster().log().display());
+    println!("   the workers' log and the ledger: {}", scene.folder.display());
+    let mut summary = Summary::default();
+    let mut load = JoinSet::new();
+    for producer in 0..PRODUCERS {
+        load.spawn(load::produce(scene.clone(), order.seed.wrapping_add(producer), order.pace));
+    }
+    load.spawn(load::meddle(scene.clone(), order.seed));
+    let mut log_read = vec![0];
+    let mut round = 0;
+    while round < order.rounds && order.time.is_none_or(|time| began.elapsed() < time) {
+        round += 1;
+        play(&scene, &order, round, &mut summary).await?;
+        let last = round == order.rounds || order.time.is_some_and(|time| began.elapsed() >= time);
+        if last || round % order.check_every == 0 {
+            examine(&scene, round, &order, &mut log_read, &mut summary).await?;
+        }
+    }
+    load.shutdown().await;
+    summary.print(round, began);
+    Ok(())
+}
+
+/// One round: at most one large fault, and small ones beside it.
+async fn play(scene: &Arc<Scene>, order: &Order, round: u32, summary: &mut Summary) -> anyhow::Result<()> {
+    let mut rng = fastrand::Rng::with_seed(order.seed ^ u64::from(round).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let of_size =
+        |size| order.faults.iter().copied().filter(move |fault| fault.size() == size).collect::<Vec<_>>();
+    let (large, small) = (of_size(Size::Large), of_size(Size::Small));
+    let mut chosen: Vec<Fault> =
+        (0..rng.usize(1..4)).filter_map(|_| rng.choice(small.iter().copied())).collect();
+    chosen.extend(rng.choice(large.iter().copied()));
+    let names: Vec<&str> = chosen.iter().map(|fault| fault.name()).collect();
+    println!("round {round} ({}): {}", ledger::now()?, names.join("; "));
+    let mut faults = JoinSet::new();
+    for fault in chosen {
+        let (scene, mut rng) = (scene.clone(), rng.fork());
+        faults.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..1_500))).await;
+            (fault, fault.inject(&scene, &mut rng).await)
+        });
+    }
+    while let Some(done) = faults.join_next().await {
+        let (fault, outcome) = done?;
+        match outcome.with_context(|| format!("round {round}: {}", fault.name()))? {
+            Outcome::Done(count) => *summary.done.entry(fault).or_default() += count,
+            Outcome::Skipped(reason) => _ = summary.skipped.insert(fault, reason),
+        }
+    }
+    heal(scene).await
+}
+
+/// Everything is there again.
+async fn heal(scene: &Scene) -> anyhow::Result<()> {
+    {
+        let mut crew = scene.crew.lock().await;
+        crew.revive()?;
+        for member in &crew.members {
+            member.proxy.set(Mode::Open);
+        }
+        if !crew.deserters.is_empty() {
+            bail!("{}; see their log", crew.deserters.join("; "));
+        }
+    }
+    scene.producers.set(Mode::Open);
+    scene.start_server().await?;
+    scene.until_up().await
+}
+
+/// Lets the load come to its end and holds the ledger against what is left.
+async fn examine(
+    scene: &Scene,
+    round: u32,
+    order: &Order,
+    log_read: &mut Vec<usize>,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let _pause = scene.gate.write().await;
+    drain(scene).await?;
+    let mut evidence = evidence(scene).await?;
+    let mut violations = check::check(&evidence);
+    let order_of_hand_out = hand_out_order(scene, order.seed).await?;
+    let mut log = log_complaints(scene, log_read)?;
+    summary.tasks +=
+        evidence.lines.iter().filter(|line| matches!(line.entry, ledger::Entry::Intended(_))).count();
+    summary.runs +=
+        evidence.lines.iter().filter(|line| matches!(line.entry, ledger::Entry::Began(_))).count();
+    summary.checks += 1;
+    if violations.is_empty() && order_of_hand_out.is_none() && log.is_empty() {
+        println!(
+            "check after round {round}: {} lines, nothing lost, nothing doubled ({:.0} s)",
+            evidence.lines.len(),
+            began.elapsed().as_secs_f64()
+        );
+        // The next check begins from nothing. Nothing runs now that could still write.
+        scene.run("DELETE FROM pg_task.task; TRUNCATE effect").await?;
+        std::fs::File::create(&scene.ledger_path)?;
+        evidence.lines.clear();
+        return Ok(());
+    }
+    for violation in violations.iter().take(10) {
+        println!("\nVIOLATION {}", evidence.account(violation));
+    }
+    if violations.len() > 10 {
+        println!("… and {} more", violations.len() - 10);
+    }
+    if let Some(text) = order_of_hand_out {
+        violations.push(Violation { key: 0, text: text.clone() });
+        println!("\nVIOLATION {text}");
+    }
+    log.iter_mut().for_each(|line| println!("\nUNEXPECTED in the server's log: {line}"));
+    bail!(
+        "{} violations and {} unexpected lines after round {round}; repeat with --seed {}",
+        violations.len(),
+        log.len(),
+        order.seed
+    )
+}
+
+/// Waits until every task that is due has come to its end; what does not is left to the check.
+async fn drain(scene: &Scene) -> anyhow::Result<()> {
+    heal(scene).await?;
+    let deadline = Instant::now() + DRAIN;
+    let left = "SELECT count(*) FROM pg_task.task WHERE NOT step->'Load' ? 'Future'";
+    let (mut last, mut moved_at) = (String::new(), Instant::now());
+    while Instant::now() < deadline {
+        // Prepared by producers that lost their connection: nobody knows what was to become of them.
+        for name in scene.column("SELECT gid FROM pg_prepared_xacts").await? {
+            scene.run(&format!("ROLLBACK PREPARED '{name}'")).await?;
+        }
+        load::resume_parked(scene).await?;
+        let now = scene.ask(left).await?;
+        if now == "0" && scene.ask("SELECT count(*) FROM pg_task.running").await? == "0" {
+            return Ok(());
+        }
+        if now != last {
+            (last, moved_at) = (now, Instant::now());
+        } else if moved_at.elapsed() > Duration::from_secs(100) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("   {last} tasks did not come to their end");
+    println!("   scheduler: {}", scene.ask("SELECT s::text FROM pg_task.scheduler AS s").await?);
+    for worker in scene.column("SELECT w::text FROM pg_task.workers AS w").await? {
+        println!("   worker: {worker}");
+    }
+    Ok(())
+}
+
+async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
+    let rows = scene
+        .column("SELECT (jsonb_path_query_first(step, '$.*.*.key'))::text || ' ' || t::text FROM pg_task.task AS t")
+        .await?;
+    let rows = rows.iter().filter_map(|row| {
+        let (key, text) = row.split_once(' ')?;
+        Some(Row { key: key.parse().ok()?, text: text.to_owned() })
+    });
+    let effects = scene.column("SELECT key || ' ' || token FROM effect").await?;
+    let effects = effects.iter().filter_map(|row| {
+        let (key, token) = row.split_once(' ')?;
+        Some((key.parse().ok()?, token.parse().ok()?))
+    });
+    Ok(Evidence {
+        rows: rows.collect(),
+        effects: effects.collect(),
+        lines: ledger::read(&scene.ledger_path)?,
+        faults: scene.faults(),
+        lost_limit: scene.ask("SHOW pg_task.lost_limit").await?.parse()?,
+    })
+}
+
+/// Tasks of many priorities that are all ready before the first is handed out: the tokens tell the order. Returns what is wrong with it.
+async fn hand_out_order(scene: &Scene, seed: u64) -> anyhow::Result<Option<String>> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let plan = Plan { kind: Kind::Noop, last: 0 };
+    scene.run("ALTER SYSTEM SET pg_task.enabled = off").await?;
+    scene.run("SELECT pg_reload_conf()").await?;
+    scene.until("SELECT NOT current_setting('pg_task.enabled')::bool", PATIENCE).await?;
+    let mut expected: Vec<(i32, i32, u64)> = Vec::new();
+    let mut script = String::new();
+    for _ in 0..200 {
+        let key = scene.next_key.fetch_add(1, Relaxed);
+        let (priority, age) = (rng.i32(-3..4), rng.i32(0..1_000));
+        expected.push((priority, -age, key));
+        script += &format!(
+            "INSERT INTO pg_task.task (queue, priority, wakeup_at, step) VALUES ('order', {priority}, now() - {age} * interval '1 s', '{}'); ",
+            plan.step(key)
+        );
+    }
+    scene.run(&format!("BEGIN; {script} COMMIT")).await?;
+    scene
+        .until("SELECT coalesce(sum(ready), 0) = 200 FROM pg_task.lanes() WHERE queue = 'order'", PATIENCE)
+        .await?;
+    scene.run("ALTER SYSTEM RESET pg_task.enabled").await?;
+    scene.run("SELECT pg_reload_conf()").await?;
+    scene.until("SELECT NOT EXISTS (SELECT FROM pg_task.task WHERE queue = 'order')", PATIENCE).await?;
+    let mut tokens: Vec<(i64, u64)> = ledger::read(&scene.ledger_path)?
+        .iter()
+        .filter_map(|line| match line.entry {
+            ledger::Entry::Began(run) if expected.iter().any(|task| task.2 == line.key) => {
+                Some((run.token, line.key))
+            }
+            _ => None,
+        })
+        .collect();
+    tokens.sort_unstable();
+    expected.sort_unstable_by_key(|task| (task.0, task.1));
+    let keys: BTreeMap<u64, (i32, i32)> = expected.iter().map(|task| (task.2, (task.0, task.1))).collect();
+    let got: Vec<(i32, i32)> = tokens.iter().filter_map(|(_, key)| keys.get(key).copied()).collect();
+    let wanted: Vec<(i32, i32)> = expected.iter().map(|task| (task.0, task.1)).collect();
+    Ok((got != wanted).then(|| format!("tasks were not handed out by priority and due time: {got:?}")))
+}
+
+fn log_complaints(scene: &Scene, read: &mut Vec<usize>) -> anyhow::Result<Vec<String>> {
+    let logs = scene.logs.lock().expect("no holder of the lock panics").clone();
+    read.resize(logs.len(), 0);
+    let mut all = Vec::new();
+    for (path, from) in logs.iter().zip(read) {
+        let (found, to) = server_log::complaints(path, *from, &[])?;
+        *from = to;
+        all.extend(found);
+    }
+    let workers = std::fs::read_to_string(scene.folder.join("workers.log")).unwrap_or_default();
+    all.extend(
+        workers.lines().filter(|line| line.contains("panicked")).map(|line| format!("(a worker) {line}")),
+    );
+    Ok(all)
+}
+
+impl Summary {
+    fn print(&self, rounds: u32, began: Instant) {
+        println!("\n{:<44} times", "fault");
+        for fault in Fault::ALL {
+            if let Some(count) = self.done.get(fault) {
+                println!("{:<44} {count}", fault.name());
+            }
+            if let Some(reason) = self.skipped.get(fault) {
+                println!("{:<44} skipped: {reason}", fault.name());
+            }
+        }
+        println!(
+            "\n{} faults in {rounds} rounds, {} tasks, {} runs of steps, {} checks, {:.0} s: nothing lost, nothing doubled",
+            self.done.values().sum::<u32>(),
+            self.tasks,
+            self.runs,
+            self.checks,
+            began.elapsed().as_secs_f64()
+        );
+    }
+}

@@ -1,0 +1,240 @@
+//! The check: what the ledger and the rows that are left say about the promises.
+//!
+//! What must hold of every task:
+//! - one that was committed ends once (its last step noted that it is done, or its user cancelled it, and the row is gone), or its row is
+//!   still there for a reason that its plan knows;
+//! - one that was rolled back never runs, and nothing runs that nobody enqueued;
+//! - no token is given out twice; in the order of the tokens a task never goes back to an earlier step;
+//! - every step that runs was led to by exactly one run of the step before it: a doubled transition would lead there twice;
+//! - attempts are counted: never fewer than before, one more after an error, no more than runs and faults explain; a parked task has had
+//!   exactly as many as its reason says;
+//! - what a step writes with its token as a fence never goes back.
+
+mod runs;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use crate::ledger::End;
+use crate::ledger::Entry;
+use crate::ledger::Line;
+use crate::ledger::Moment;
+use crate::ledger::Run;
+use crate::plan::Kind;
+use crate::plan::Plan;
+
+/// A worker that was stopped may begin a step that it was given before so much later; in centiseconds.
+const LATE_BEGIN: Moment = 6_000;
+
+/// What is known at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// The ledger.
+    pub lines: Vec<Line>,
+    /// The rows that are left in the table.
+    pub rows: Vec<Row>,
+    /// What the fenced steps wrote: the token by the task's key.
+    pub effects: HashMap<u64, i64>,
+    /// The faults.
+    pub faults: Vec<Span>,
+    /// `pg_task.lost_limit`.
+    pub lost_limit: i32,
+}
+
+/// A row that is left.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The task's key.
+    pub key: u64,
+    /// All of it, for people.
+    pub text: String,
+}
+
+/// A fault, from its first effect to its last.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Its name and what it did.
+    pub name: String,
+    /// When it began.
+    pub from: Moment,
+    /// When it was over.
+    pub to: Moment,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Violation {
+    /// The task.
+    pub key: u64,
+    /// What is wrong.
+    pub text: String,
+}
+
+/// What the ledger says of one task.
+#[derive(Default)]
+struct Story<'a> {
+    lines: Vec<&'a Line>,
+    plan: Option<Plan>,
+    intended_at: Moment,
+    committed: bool,
+    rolled_back: bool,
+    cancelling: bool,
+    cancelled_at: Option<Moment>,
+    /// A user has changed it: its attempts begin anew, or a run was refused for it.
+    changed: bool,
+    /// Runs in the order of their tokens, with the moment at which they began.
+    runs: Vec<(Run, Moment)>,
+    ends: HashMap<i64, End>,
+    parked: Vec<(i32, &'a str)>,
+}
+
+/// Every broken promise, in the order of the keys.
+pub fn check(evidence: &Evidence) -> Vec<Violation> {
+    let mut stories: BTreeMap<u64, Story<'_>> = BTreeMap::new();
+    for line in &evidence.lines {
+        stories.entry(line.key).or_default().add(line);
+    }
+    let mut rows: HashMap<u64, Vec<&Row>> = HashMap::new();
+    for row in &evidence.rows {
+        rows.entry(row.key).or_default().push(row);
+    }
+    let mut out = Vec::new();
+    runs::tokens_are_given_once(&stories, &mut out);
+    for (&key, story) in &mut stories {
+        story.runs.sort_by_key(|(run, _)| run.token);
+        let rows = rows.remove(&key).unwrap_or_default();
+        let mut complain = |text: String| out.push(Violation { key, text });
+        story.enqueued(&rows, &mut complain);
+        if let Some(plan) = story.plan {
+            story.ended(plan, &rows, &mut complain);
+            story.transitions(plan, &mut complain);
+            story.attempts(plan, evidence, &mut complain);
+            story.effect(plan, evidence.effects.get(&key).copied(), &mut complain);
+        }
+    }
+    for key in rows.into_keys() {
+        out.push(Violation { key, text: "there is a row that nobody enqueued".to_owned() });
+    }
+    out.sort_by_key(|violation| violation.key);
+    out
+}
+
+impl<'a> Story<'a> {
+    fn add(&mut self, line: &'a Line) {
+        self.lines.push(line);
+        match &line.entry {
+            Entry::Began(run) => self.runs.push((*run, line.at)),
+            Entry::Cancelled => self.cancelled_at = Some(line.at),
+            Entry::Cancelling => self.cancelling = true,
+            Entry::Committed => self.committed = true,
+            Entry::Ended(_, token, end) => _ = self.ends.insert(*token, *end),
+            Entry::Intended(plan) => {
+                self.plan = Some(*plan);
+                self.intended_at = line.at;
+            }
+            Entry::Parked(tried, error) => self.parked.push((*tried, error)),
+            Entry::Changing | Entry::Resuming => self.changed = true,
+            Entry::RolledBack => self.rolled_back = true,
+        }
+    }
+
+    /// What is there was enqueued; what was rolled back is not there.
+    fn enqueued(&self, rows: &[&Row], complain: &mut impl FnMut(String)) {
+        if self.plan.is_none() && !self.runs.is_empty() {
+            complain("it ran, and nobody enqueued it".to_owned());
+        }
+        if self.rolled_back && !self.runs.is_empty() {
+            complain("its enqueueing was rolled back, and it ran".to_owned());
+        }
+        if self.rolled_back && !rows.is_empty() {
+            complain("its enqueueing was rolled back, and there is a row".to_owned());
+        }
+        if rows.len() > 1 {
+            complain(format!("it was enqueued once, and there are {} rows", rows.len()));
+        }
+    }
+
+    /// It came to its end, or waits for a reason.
+    fn ended(&self, plan: Plan, rows: &[&Row], complain: &mut impl FnMut(String)) {
+        if plan.kind == Kind::Future {
+            if !self.runs.is_empty() {
+                complain("it is due in a day, and it ran".to_owned());
+            }
+            if self.committed && rows.is_empty() && !self.cancelling {
+                complain("lost: it is due in a day, and its row is gone".to_owned());
+            }
+            return;
+        }
+        if !rows.is_empty() {
+            if self.cancelled_at.is_some() {
+                complain("it was cancelled, and there is a row".to_owned());
+            }
+            complain(
+                "it waits for no reason: the load has ended, workers are there, and so is its row".to_owned(),
+            );
+            return;
+        }
+        if let Some(at) = self.cancelled_at
+            && self.runs.iter().any(|(_, began)| *began > at + LATE_BEGIN)
+        {
+            complain("it began long after it was cancelled".to_owned());
+        }
+        let enqueued = self.committed || !self.runs.is_empty();
+        let done = self
+            .runs
+            .iter()
+            .any(|(run, _)| run.seq == plan.last_step() && self.ends.get(&run.token) == Some(&End::Done));
+        // A deletion whose commit is not known explains a row that is gone.
+        if enqueued && !done && !self.cancelling && !self.rolled_back {
+            complain("lost: its row is gone, and its last step never ended".to_owned());
+        }
+    }
+
+    /// What a step wrote with its token as a fence.
+    fn effect(&self, plan: Plan, effect: Option<i64>, complain: &mut impl FnMut(String)) {
+        if plan.kind != Kind::Fenced {
+            return;
+        }
+        let done = self.runs.iter().filter(|(run, _)| self.ends.get(&run.token) == Some(&End::Done));
+        let last = done.map(|(run, _)| run.token).max();
+        match (last, effect) {
+            (Some(last), Some(effect)) if effect < last => {
+                complain(format!("attempt {last} has written, and the token that is left is {effect}"));
+            }
+            (Some(last), None) => complain(format!("attempt {last} has written, and nothing is there")),
+            (_, Some(effect)) if !self.runs.iter().any(|(run, _)| run.token == effect) => {
+                complain(format!("the token {effect} has written, and no run had it"));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Evidence {
+    /// The whole story of a violation, for people: the task's lines, its row, the faults around it.
+    pub fn account(&self, violation: &Violation) -> String {
+        let lines: Vec<&Line> = self.lines.iter().filter(|line| line.key == violation.key).collect();
+        let mut text = format!("task {}: {}\n", violation.key, violation.text);
+        let start = lines.first().map_or(0, |line| line.at);
+        let end = lines.last().map_or(Moment::MAX, |line| line.at);
+        let mut events: Vec<(Moment, String)> =
+            lines.iter().map(|line| (line.at, line.to_string())).collect();
+        events.extend(
+            self.faults
+                .iter()
+                .filter(|fault| fault.to + 500 >= start && fault.from <= end.saturating_add(500))
+                .map(|fault| (fault.from, format!("{} … {} FAULT {}", fault.from, fault.to, fault.name))),
+        );
+        events.sort();
+        for (_, event) in events {
+            text += &format!("    {event}\n");
+        }
+        for row in self.rows.iter().filter(|row| row.key == violation.key) {
+            text += &format!("    row: {}\n", row.text);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! The check must be able to fail: each promise broken once.
+
+use super::*;
+
+/// A story that is well: a chain of three steps, the second of which ran twice because its worker was lost.
+fn good() -> Vec<&'static str> {
+    vec![
+        "100 1 intended Chain 2",
+        "101 1 committed",
+        "102 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "102 1 ended step 0 token 10 next",
+        "103 1 began step 1 token 11 attempt 1 via 10 worker 7",
+        "600 1 began step 1 token 20 attempt 2 via 10 worker 8",
+        "600 1 ended step 1 token 20 next",
+        "601 1 began step 2 token 21 attempt 1 via 20 worker 8",
+        "601 1 ended step 2 token 21 done",
+    ]
+}
+
+fn evidence(lines: &[&str]) -> Evidence {
+    let folder = std::env::temp_dir();
+    let path = folder.join(format!("pg_task-fault-check-{:?}", std::thread::current().id()));
+    std::fs::write(&path, lines.join("\n")).expect("the file is written");
+    let lines = crate::ledger::read(&path).expect("the lines are whole");
+    let _ = std::fs::remove_file(&path);
+    let faults = vec![Span { name: "kill".to_owned(), from: 300, to: 300 }];
+    Evidence { lines, faults, lost_limit: 3, ..Evidence::default() }
+}
+
+fn complaints(evidence: &Evidence) -> Vec<String> {
+    check(evidence).into_iter().map(|violation| violation.text).collect()
+}
+
+#[track_caller]
+fn assert_found(evidence: &Evidence, what: &str) {
+    let found = complaints(evidence);
+    assert!(found.iter().any(|text| text.contains(what)), "{what:?} is not among {found:?}");
+}
+
+#[test]
+fn a_story_that_is_well_has_no_violation() {
+    assert_eq!(complaints(&evidence(&good())), Vec::<String>::new());
+}
+
+#[test]
+fn a_lost_task_is_found() {
+    let mut lines = good();
+    lines.truncate(8);
+    assert_found(&evidence(&lines), "lost: its row is gone");
+    // Never run at all.
+    assert_found(&evidence(&good()[..2]), "lost: its row is gone");
+    // It was never committed for certain: nothing is promised.
+    assert_eq!(complaints(&evidence(&good()[..1])), Vec::<String>::new());
+}
+
+#[test]
+fn a_task_that_waits_for_no_reason_is_found() {
+    let row = Row { key: 1, text: "a row".to_owned() };
+    let mut evidence = evidence(&good()[..2]);
+    evidence.rows = vec![row.clone()];
+    assert_found(&evidence, "waits for no reason");
+    evidence.rows.push(row);
+    assert_found(&evidence, "there are 2 rows");
+}
+
+#[test]
+fn a_doubled_transition_is_found() {
+    let mut lines = good();
+    // The lost worker's result was taken as well, and the third step ran for each of the two.
+    lines.insert(6, "599 1 ended step 1 token 11 next");
+    lines.push("602 1 began step 2 token 22 attempt 1 via 11 worker 7");
+    assert_found(&evidence(&lines), "the transition to step 2 was made 2 times");
+}
+
+#[test]
+fn a_task_that_goes_back_is_found() {
+    let mut lines = good();
+    lines.push("602 1 began step 1 token 22 attempt 1 via 10 worker 7");
+    assert_found(&evidence(&lines), "it went back");
+}
+
+#[test]
+fn a_skipped_step_is_found() {
+    let lines: Vec<&str> = good().into_iter().filter(|line| !line.contains("step 1")).collect();
+    assert_found(&evidence(&lines), "step 1 was skipped");
+    assert_found(&evidence(&lines), "by no run of the step before");
+}
+
+#[test]
+fn a_rolled_back_task_that_ran_is_found() {
+    let mut lines = good();
+    lines[1] = "101 1 rolled-back";
+    assert_found(&evidence(&lines), "rolled back, and it ran");
+    let mut evidence = evidence(&lines[..2]);
+    evidence.rows = vec![Row { key: 1, text: "a row".to_owned() }];
+    assert_found(&evidence, "rolled back, and there is a row");
+}
+
+#[test]
+fn what_nobody_enqueued_is_found() {
+    assert_found(&evidence(&good()[2..]), "nobody enqueued it");
+    let mut evidence = evidence(&[]);
+    evidence.rows = vec![Row { key: 9, text: "a row".to_owned() }];
+    assert_found(&evidence, "a row that nobody enqueued");
+}
+
+#[test]
+fn a_token_that_is_given_out_twice_is_found() {
+    let mut lines = good();
+    lines.push("700 2 intended Noop 0");
+    lines.push("701 2 began step 0 token 21 attempt 1 via 0 worker 7");
+    lines.push("701 2 ended step 0 token 21 done");
+    assert_found(&evidence(&lines), "the token 21 was given out twice");
+}
+
+#[test]
+fn attempts_that_are_counted_wrong_are_found() {
+    // Two failures, no fault near, and the second is called the first again.
+    let failing = [
+        "5000 1 intended Flaky 2",
+        "5001 1 committed",
+        "5002 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "5002 1 ended step 0 token 10 failed",
+        "5007 1 began step 0 token 11 attempt 1 via 0 worker 7",
+        "5007 1 ended step 0 token 11 done",
+    ];
+    assert_found(&evidence(&failing), "attempt 1 follows attempt 1");
+    // An attempt that nothing explains.
+    let jumping = [
+        "5000 1 intended Noop 0",
+        "5002 1 began step 0 token 10 attempt 2 via 0 worker 7",
+        "5002 1 ended step 0 token 10 done",
+    ];
+    assert_found(&evidence(&jumping), "do not make it attempt 2");
+}
+
+#[test]
+fn a_task_that_is_parked_too_early_or_too_late_is_found() {
+    let doomed = |parked: &'static str| {
+        evidence(&[
+            "100 1 intended Doomed 0",
+            "101 1 committed",
+            "102 1 began step 0 token 10 attempt 1 via 0 worker 7",
+            "102 1 ended step 0 token 10 failed",
+            "103 1 began step 0 token 11 attempt 2 via 0 worker 7",
+            "103 1 ended step 0 token 11 failed",
+            parked,
+            "105 1 resuming",
+            "106 1 began step 0 token 12 attempt 1 via 0 worker 7",
+            "106 1 ended step 0 token 12 done",
+        ])
+    };
+    assert_eq!(complaints(&doomed("104 1 parked tried 2 the world is broken")), Vec::<String>::new());
+    assert_found(&doomed("104 1 parked tried 1 the world is broken"), "though 1 retries are allowed");
+    assert_found(&doomed("104 1 parked tried 3 the world is broken"), "no such attempt failed");
+    assert_found(&doomed("104 1 parked tried 2 the worker was lost while"), "after 2 attempts, not 4");
+}
+
+#[test]
+fn a_write_that_went_back_is_found() {
+    let lines = [
+        "100 1 intended Fenced 0",
+        "102 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "103 1 began step 0 token 11 attempt 1 via 0 worker 8",
+        "104 1 ended step 0 token 11 done",
+        "105 1 ended step 0 token 10 done",
+    ];
+    let mut evidence = evidence(&lines);
+    evidence.effects.insert(1, 11);
+    assert_eq!(complaints(&evidence), Vec::<String>::new());
+    evidence.effects.insert(1, 10);
+    assert_found(&evidence, "the token that is left is 10");
+    evidence.effects.clear();
+    assert_found(&evidence, "nothing is there");
+}
+
+#[test]
+fn a_task_of_tomorrow_that_ran_or_is_gone_is_found() {
+    let lines = ["100 1 intended Future 0", "101 1 committed"];
+    assert_found(&evidence(&lines), "its row is gone");
+    let ran = ["100 1 intended Future 0", "102 1 began step 0 token 10 attempt 1 via 0 worker 7"];
+    assert_found(&evidence(&ran), "due in a day, and it ran");
+}
+
+#[test]
+fn a_cancelled_task_that_runs_on_is_found() {
+    let lines = [
+        "100 1 intended Slow 0",
+        "101 1 committed",
+        "102 1 cancelling",
+        "103 1 cancelled",
+        "9000 1 began step 0 token 10 attempt 1 via 0 worker 7",
+    ];
+    assert_found(&evidence(&lines), "long after it was cancelled");
+    assert_eq!(complaints(&evidence(&lines[..4])), Vec::<String>::new());
+}
+
+#[test]
+fn the_account_tells_the_task_s_lines_its_row_and_the_faults_around_it() {
+    let mut evidence = evidence(&good()[..5]);
+    evidence.rows = vec![Row { key: 1, text: "a row".to_owned() }];
+    let violation = check(&evidence).remove(0);
+    let account = evidence.account(&violation);
+    for part in ["waits for no reason", "token 11", "FAULT kill", "row: a row"] {
+        assert!(account.contains(part), "{part} is missing in {account}");
+    }
+}

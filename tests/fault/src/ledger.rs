@@ -1,0 +1,218 @@
+//! The ledger: what happened, kept outside the database under test. One line an entry, appended by several processes, each line
+//! with one `write` to a file that was opened for appending, so that lines are whole and stay when their writer is killed.
+//!
+//! An entry is written before its writer goes on: a step notes what it ends in before it returns, a producer what it is about to enqueue
+//! before it does. What is missing after an intent is therefore "not known", never "did not happen".
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use anyhow::bail;
+
+use crate::plan::Plan;
+
+/// Centiseconds since the machine was started: one clock for all processes, which no fault of a client's clock touches.
+pub type Moment = u64;
+
+/// What happened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Entry {
+    /// A step began.
+    Began(Run),
+    /// A task was deleted by its user, and the deletion has committed.
+    Cancelled,
+    /// A user is about to delete the task.
+    Cancelling,
+    /// A user is about to change the row.
+    Changing,
+    /// The transaction that enqueued it has committed.
+    Committed,
+    /// A step is about to end in this.
+    Ended(u32, i64, End),
+    /// A task is about to be enqueued.
+    Intended(Plan),
+    /// The task was found parked, with this number of attempts and this reason.
+    Parked(i32, String),
+    /// A user is about to clear its error.
+    Resuming,
+    /// The transaction that enqueued it was rolled back.
+    RolledBack,
+}
+
+/// A run of a step.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Run {
+    /// Which step of the task, from 0.
+    pub seq: u32,
+    /// The attempt's token.
+    pub token: i64,
+    /// Which attempt, from 1.
+    pub attempt: i32,
+    /// The token of the run whose transition led here; 0 for the first step.
+    pub via: i64,
+    /// The worker's process.
+    pub worker: u32,
+}
+
+/// What a step ends in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// It noticed that it was cancelled.
+    Cancelled,
+    /// The task is done.
+    Done,
+    /// An error.
+    Failed,
+    /// The next step.
+    Next,
+}
+
+/// An entry with its moment and the task's key; key 0 is nobody's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Line {
+    /// When.
+    pub at: Moment,
+    /// Of which task.
+    pub key: u64,
+    /// What.
+    pub entry: Entry,
+}
+
+/// A ledger that is written.
+#[derive(Debug)]
+pub struct Ledger(File);
+
+impl Ledger {
+    /// Opens a ledger for appending; it is made if need be.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        Ok(Self(file.with_context(|| format!("failed to open the ledger {}", path.display()))?))
+    }
+
+    /// Notes an entry.
+    ///
+    /// # Errors
+    /// When it cannot be written: the caller must not go on as if it were.
+    pub fn note(&self, key: u64, entry: Entry) -> std::io::Result<()> {
+        let line = Line { at: now()?, key, entry };
+        (&self.0).write_all(format!("{line}\n").as_bytes())
+    }
+}
+
+/// Reads a ledger.
+///
+/// # Errors
+/// When a line is none of ours.
+pub fn read(path: &Path) -> anyhow::Result<Vec<Line>> {
+    let text = std::fs::read_to_string(path).context("failed to read the ledger")?;
+    text.lines().map(|line| Line::parse(line).with_context(|| format!("in the ledger: {line}"))).collect()
+}
+
+/// The moment now.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn now() -> std::io::Result<Moment> {
+    let text = std::fs::read_to_string("/proc/uptime")?;
+    let word = text.split(' ').next().unwrap_or_default();
+    word.parse::<f64>().map(|seconds| (seconds * 100.0).round() as Moment).map_err(std::io::Error::other)
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} ", self.at, self.key)?;
+        match &self.entry {
+            Entry::Began(Run { seq, token, attempt, via, worker }) => {
+                write!(f, "began step {seq} token {token} attempt {attempt} via {via} worker {worker}")
+            }
+            Entry::Cancelled => f.write_str("cancelled"),
+            Entry::Cancelling => f.write_str("cancelling"),
+            Entry::Changing => f.write_str("changing"),
+            Entry::Committed => f.write_str("committed"),
+            Entry::Ended(seq, token, end) => {
+                let end = match end {
+                    End::Cancelled => "cancelled",
+                    End::Done => "done",
+                    End::Failed => "failed",
+                    End::Next => "next",
+                };
+                write!(f, "ended step {seq} token {token} {end}")
+            }
+            Entry::Intended(plan) => write!(f, "intended {plan}"),
+            Entry::Parked(tried, error) => write!(f, "parked tried {tried} {}", error.replace('\n', " ")),
+            Entry::Resuming => f.write_str("resuming"),
+            Entry::RolledBack => f.write_str("rolled-back"),
+        }
+    }
+}
+
+impl Line {
+    fn parse(line: &str) -> anyhow::Result<Self> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [at, key, name, rest @ ..] = &words[..] else { bail!("too short") };
+        let entry = match (*name, rest) {
+            ("began", ["step", seq, "token", token, "attempt", attempt, "via", via, "worker", worker]) => {
+                Entry::Began(Run {
+                    seq: seq.parse()?,
+                    token: token.parse()?,
+                    attempt: attempt.parse()?,
+                    via: via.parse()?,
+                    worker: worker.parse()?,
+                })
+            }
+            ("cancelled", []) => Entry::Cancelled,
+            ("cancelling", []) => Entry::Cancelling,
+            ("changing", []) => Entry::Changing,
+            ("committed", []) => Entry::Committed,
+            ("ended", ["step", seq, "token", token, end]) => {
+                let end = match *end {
+                    "cancelled" => End::Cancelled,
+                    "done" => End::Done,
+                    "failed" => End::Failed,
+                    "next" => End::Next,
+                    other => bail!("no end: {other}"),
+                };
+                Entry::Ended(seq.parse()?, token.parse()?, end)
+            }
+            ("intended", [plan @ ..]) => Entry::Intended(plan.join(" ").parse()?),
+            ("parked", ["tried", tried, error @ ..]) => Entry::Parked(tried.parse()?, error.join(" ")),
+            ("resuming", []) => Entry::Resuming,
+            ("rolled-back", []) => Entry::RolledBack,
+            _ => bail!("no entry"),
+        };
+        Ok(Self { at: at.parse()?, key: key.parse()?, entry })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Kind;
+
+    #[test]
+    fn every_entry_reads_back_as_it_was_written() -> anyhow::Result<()> {
+        let entries = [
+            Entry::Began(Run { seq: 1, token: 1 << 40, attempt: 2, via: 7, worker: 99 }),
+            Entry::Cancelled,
+            Entry::Cancelling,
+            Entry::Changing,
+            Entry::Committed,
+            Entry::Ended(3, 8, End::Next),
+            Entry::Intended(Plan { kind: Kind::Chain, last: 4 }),
+            Entry::Parked(4, "the worker was lost".to_owned()),
+            Entry::Resuming,
+            Entry::RolledBack,
+        ];
+        for entry in entries {
+            let line = Line { at: 12, key: 34, entry };
+            assert_eq!(Line::parse(&line.to_string())?, line);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,18 @@
+//! A load of many kinds of tasks under a seeded schedule of faults, and the check that nothing was lost or doubled.
+//!
+//! The *scene* holds the server, the worker processes (the real client crate) and a TCP proxy before each of them. The *load* enqueues,
+//! changes and cancels. The *faults* break things, one round after another. All of them note in the *ledger*, a file, what they are about
+//! to do and what came of it; the *check* holds the ledger against the rows that are left.
+
+#![expect(clippy::print_stdout, reason = "it reports to people")]
+
+pub mod campaign;
+pub mod check;
+pub mod crew;
+pub mod fault;
+pub mod ledger;
+pub mod load;
+pub mod plan;
+pub mod proxy;
+pub mod scene;
+pub mod server_log;

@@ -1,0 +1,243 @@
+//! The load: producers that enqueue in every way, and a meddler that cancels, changes and resumes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use tokio::time::timeout;
+
+use crate::ledger::Entry;
+use crate::plan::Plan;
+use crate::scene::Scene;
+
+/// How long a producer waits for an answer before it gives the connection up; what became of the call is not known then.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is known of an enqueueing.
+enum Fate {
+    Committed,
+    RolledBack,
+    Unknown,
+}
+
+/// Enqueues until the scene says that the run is over.
+pub async fn produce(scene: Arc<Scene>, seed: u64, pace: Duration) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut connection: Option<PgConnection> = None;
+    loop {
+        // The pace of the load, not a wait for anything.
+        tokio::time::sleep(pace.mul_f64(rng.f64() * 2.0)).await;
+        let _pass = scene.gate.read().await;
+        if connection.is_none() {
+            connection = scene.connect_as_producer().await.ok();
+        }
+        let Some(open) = &mut connection else { continue };
+        let work = timeout(PATIENCE, enqueue(&scene, open, &mut rng)).await;
+        if !matches!(work, Ok(Ok(()))) {
+            connection = None;
+        }
+    }
+}
+
+/// One piece of work in one of the ways to enqueue. An error means that the connection is of no more use.
+async fn enqueue(
+    scene: &Scene,
+    connection: &mut PgConnection,
+    rng: &mut fastrand::Rng,
+) -> anyhow::Result<()> {
+    match rng.u32(0..100) {
+        0..25 => {
+            let tasks = intend(scene, rng, 1)?;
+            let call = sqlx::query("SELECT pg_task.enqueue($1, queue => $2, priority => $3)")
+                .bind(Json(&tasks[0].1))
+                .bind(["a", "b", "default"][rng.usize(0..3)])
+                .bind(rng.i32(-2..3))
+                .execute(connection)
+                .await;
+            settle(scene, &tasks, call)
+        }
+        25..50 => {
+            let tasks = intend(scene, rng, 5)?;
+            let call = sqlx::query("INSERT INTO pg_task.task (step, priority) SELECT unnest($1), $2")
+                .bind(tasks.iter().map(|task| Json(&task.1)).collect::<Vec<_>>())
+                .bind(rng.i16(-2..3))
+                .execute(connection)
+                .await;
+            settle(scene, &tasks, call)
+        }
+        50..60 => {
+            let tasks = intend(scene, rng, 10)?;
+            let call = sqlx::query("SELECT pg_task.enqueue_many($1)")
+                .bind(tasks.iter().map(|task| Json(&task.1)).collect::<Vec<_>>())
+                .execute(connection)
+                .await;
+            settle(scene, &tasks, call)
+        }
+        60..75 => {
+            let tasks = intend(scene, rng, 1)?;
+            let call = sqlx::query("SELECT pg_task.delay($1, $2 * interval '1 ms')")
+                .bind(Json(&tasks[0].1))
+                .bind(f64::from(rng.u32(0..3_000)))
+                .execute(connection)
+                .await;
+            settle(scene, &tasks, call)
+        }
+        75..85 => {
+            // Whatever comes of it, it is not committed.
+            let tasks = intend(scene, rng, 3)?;
+            let call = run(connection, &format!("BEGIN; {} ROLLBACK", inserts(&tasks))).await;
+            conclude(scene, &tasks, &Fate::RolledBack)?;
+            Ok(call?)
+        }
+        85..95 => {
+            let (kept, dropped) = (intend(scene, rng, 2)?, intend(scene, rng, 2)?);
+            let script = format!(
+                "BEGIN; SAVEPOINT a; {} ROLLBACK TO a; SAVEPOINT b; {} RELEASE b; COMMIT",
+                inserts(&dropped),
+                inserts(&kept)
+            );
+            let call = run(connection, &script).await;
+            conclude(scene, &dropped, &Fate::RolledBack)?;
+            settle(scene, &kept, call)
+        }
+        _ => {
+            let tasks = intend(scene, rng, 2)?;
+            let name = format!("load-{}", tasks[0].0);
+            run(connection, &format!("BEGIN; {} PREPARE TRANSACTION '{name}'", inserts(&tasks))).await?;
+            if rng.bool() {
+                let call = run(connection, &format!("COMMIT PREPARED '{name}'")).await;
+                return settle(scene, &tasks, call);
+            }
+            run(connection, &format!("ROLLBACK PREPARED '{name}'")).await?;
+            conclude(scene, &tasks, &Fate::RolledBack)
+        }
+    }
+}
+
+/// Chooses tasks and notes that they are about to be enqueued.
+///
+/// # Errors
+/// When the ledger cannot be written.
+pub fn intend(scene: &Scene, rng: &mut fastrand::Rng, count: u32) -> anyhow::Result<Vec<(u64, Value)>> {
+    let mut tasks = Vec::new();
+    for _ in 0..count {
+        let (key, plan) = (scene.next_key.fetch_add(1, Relaxed), Plan::choose(rng));
+        scene.ledger.note(key, Entry::Intended(plan))?;
+        tasks.push((key, plan.step(key)));
+    }
+    Ok(tasks)
+}
+
+/// Statements that insert the tasks.
+pub fn inserts(tasks: &[(u64, Value)]) -> String {
+    tasks.iter().map(|(_, step)| format!("INSERT INTO pg_task.task (step) VALUES ('{step}'); ")).collect()
+}
+
+/// Notes that the tasks are committed.
+///
+/// # Errors
+/// When the ledger cannot be written.
+pub fn committed(scene: &Scene, tasks: &[(u64, Value)]) -> anyhow::Result<()> {
+    conclude(scene, tasks, &Fate::Committed)
+}
+
+fn settle<T>(scene: &Scene, tasks: &[(u64, Value)], call: Result<T, sqlx::Error>) -> anyhow::Result<()> {
+    let fate = match &call {
+        Ok(_) => Fate::Committed,
+        // An answer of the server that is an error means that nothing was committed; the end of a session may follow a commit.
+        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| !code.starts_with("57")) => {
+            Fate::RolledBack
+        }
+        Err(_) => Fate::Unknown,
+    };
+    conclude(scene, tasks, &fate)?;
+    call?;
+    Ok(())
+}
+
+fn conclude(scene: &Scene, tasks: &[(u64, Value)], fate: &Fate) -> anyhow::Result<()> {
+    for (key, _) in tasks {
+        match fate {
+            Fate::Committed => scene.ledger.note(*key, Entry::Committed)?,
+            Fate::RolledBack => scene.ledger.note(*key, Entry::RolledBack)?,
+            Fate::Unknown => {}
+        }
+    }
+    Ok(())
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.map(|_| ())
+}
+
+/// Cancels and changes tasks now and then, and mends and resumes what is parked.
+pub async fn meddle(scene: Arc<Scene>, seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    loop {
+        tokio::time::sleep(Duration::from_millis(rng.u64(50..400))).await;
+        let _pass = scene.gate.read().await;
+        // The server may be down: then there is nothing to meddle with.
+        let _ = match rng.u32(0..3) {
+            0 => cancel_one(&scene).await,
+            1 => change_one(&scene).await,
+            _ => resume_parked(&scene).await.map(|_| ()),
+        };
+    }
+}
+
+async fn cancel_one(scene: &Scene) -> anyhow::Result<()> {
+    let Some((id, key)) = some_task(scene, "step->'Load' ?| '{Slow,Later}'").await? else { return Ok(()) };
+    scene.ledger.note(key, Entry::Cancelling)?;
+    if scene.ask(&format!("SELECT pg_task.cancel('{id}')")).await? == "t" {
+        scene.ledger.note(key, Entry::Cancelled)?;
+    }
+    Ok(())
+}
+
+async fn change_one(scene: &Scene) -> anyhow::Result<()> {
+    let Some((id, key)) = some_task(scene, "NOT step->'Load' ? 'Future'").await? else { return Ok(()) };
+    scene.ledger.note(key, Entry::Changing)?;
+    scene
+        .run(&format!(
+            "UPDATE pg_task.task SET queue = 'changed', priority = -1, wakeup_at = now() WHERE id = '{id}'"
+        ))
+        .await
+}
+
+async fn some_task(scene: &Scene, which: &str) -> anyhow::Result<Option<(String, u64)>> {
+    let task = scene
+        .ask(&format!(
+            "SELECT id || ' ' || (jsonb_path_query_first(step, '$.*.*.key'))::text \
+             FROM pg_task.task WHERE error IS NULL AND {which} ORDER BY random() LIMIT 1"
+        ))
+        .await?;
+    Ok(task.split_once(' ').and_then(|(id, key)| Some((id.to_owned(), key.parse().ok()?))))
+}
+
+/// Mends the world for what is parked and resumes it; returns how many tasks that were.
+///
+/// # Errors
+/// When the server is not there.
+pub async fn resume_parked(scene: &Scene) -> anyhow::Result<usize> {
+    let parked = scene
+        .column(
+            "SELECT id || ' ' || (jsonb_path_query_first(step, '$.*.*.key'))::text || ' ' || tried || ' ' || error \
+             FROM pg_task.failed LIMIT 100",
+        )
+        .await?;
+    for task in &parked {
+        let [id, key, tried, error] = task.splitn(4, ' ').collect::<Vec<_>>()[..] else { continue };
+        let key: u64 = key.parse()?;
+        scene.ledger.note(key, Entry::Parked(tried.parse()?, error.to_owned()))?;
+        std::fs::write(scene.mended.join(key.to_string()), "")?;
+        scene.ledger.note(key, Entry::Resuming)?;
+        scene
+            .run(&format!("UPDATE pg_task.task SET error = NULL WHERE id = '{id}' AND error IS NOT NULL"))
+            .await?;
+    }
+    Ok(parked.len())
+}

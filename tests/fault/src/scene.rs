@@ -1,0 +1,286 @@
+//! The scene of a run: the server, the workers, the proxies, the ledger, and how the driver talks to the server.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::bail;
+use pg_task_cluster::Cluster;
+use pg_task_cluster::PgInstall;
+use pg_task_cluster::Tree;
+use pg_task_cluster::workspace_root;
+use sqlx::Connection;
+use sqlx::PgConnection;
+use sqlx::Row;
+use tokio::time::timeout;
+
+use crate::check::Span;
+use crate::crew::Crew;
+use crate::crew::Settings;
+use crate::crew::Special;
+use crate::ledger;
+use crate::ledger::Ledger;
+use crate::proxy::Proxy;
+
+/// The database of the load.
+pub const DATABASE: &str = "load";
+
+/// The role of the workers.
+pub const WORKER_ROLE: &str = "fault_worker";
+
+const WORKER_PASSWORD: &str = "fault";
+
+/// The lease of the workers, in milliseconds.
+pub const LEASE_MS: u64 = 4_000;
+
+/// How long the server may take to come back.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long one statement of the driver may take.
+const CALL_TIME: Duration = Duration::from_secs(30);
+
+/// Small memory, so that its limits are reached; small WAL, so that checkpoints are many.
+const SETTINGS: &[&str] = &[
+    "pg_task.max_databases = 4",
+    "pg_task.max_workers = 12",
+    "pg_task.ready_capacity = 2048",
+    "pg_task.inbox_capacity = 256",
+    "max_worker_processes = 24",
+    "max_connections = 150",
+    "max_prepared_transactions = 60",
+    "wal_level = logical",
+    "max_wal_senders = 8",
+    "max_replication_slots = 8",
+    "wal_sender_timeout = 10s",
+    "max_wal_size = 128MB",
+    "min_wal_size = 32MB",
+    "checkpoint_timeout = 30s",
+    // Processes are killed here, not the machine: what was written to its cache is not lost.
+    "fsync = off",
+];
+
+/// The scene of a run.
+pub struct Scene {
+    /// Where everything of the run is kept.
+    pub folder: PathBuf,
+    /// The server's files.
+    pub tree: Tree,
+    /// The ledger of the driver.
+    pub ledger: Ledger,
+    /// The ledger's file.
+    pub ledger_path: PathBuf,
+    /// The folder of what was mended.
+    pub mended: PathBuf,
+    /// The port of the server that the load is against.
+    pub upstream: Arc<AtomicU16>,
+    /// The way of the producers.
+    pub producers: Proxy,
+    /// The workers.
+    pub crew: tokio::sync::Mutex<Crew>,
+    /// The key of the next task.
+    pub next_key: AtomicU64,
+    /// Held for reading by whoever works on the load; for writing while it is to hold its breath.
+    pub gate: tokio::sync::RwLock<()>,
+    /// The servers' logs.
+    pub logs: Mutex<Vec<PathBuf>>,
+    cluster: Mutex<Cluster>,
+    spans: Mutex<Vec<Span>>,
+}
+
+impl Scene {
+    /// Makes a server with the extension and starts workers.
+    ///
+    /// # Errors
+    /// When anything of that fails.
+    pub async fn set(name: &str, workers: usize) -> anyhow::Result<Self> {
+        let install =
+            PgInstall::find(15).context("PostgreSQL 15 is missing; `cargo xtask fault` installs it")?;
+        let tree = Tree::prepare(&install, "pg")?;
+        let folder = workspace_root().join("target/pg_task/fault").join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        let mended = folder.join("mended");
+        std::fs::create_dir_all(&mended)?;
+        let cluster = tokio::task::block_in_place(|| Cluster::create(&tree, name, SETTINGS))?;
+        let upstream = Arc::new(AtomicU16::new(cluster.port()));
+        let ledger_path = folder.join("ledger");
+        let settings = Settings {
+            ledger: ledger_path.clone(),
+            mended: mended.clone(),
+            log: folder.join("workers.log"),
+            lease_ms: LEASE_MS,
+        };
+        let scene = Self {
+            tree,
+            ledger: Ledger::open(&ledger_path)?,
+            ledger_path,
+            mended,
+            producers: Proxy::start(upstream.clone()).await?,
+            crew: Crew::new(settings, WORKER_ROLE, WORKER_PASSWORD, DATABASE).into(),
+            next_key: AtomicU64::new(1),
+            gate: tokio::sync::RwLock::default(),
+            logs: vec![cluster.log()].into(),
+            spans: Mutex::default(),
+            cluster: cluster.into(),
+            folder,
+            upstream,
+        };
+        scene.prepare().await?;
+        for _ in 0..workers {
+            scene.crew.lock().await.add(scene.upstream.clone(), Special::default()).await?;
+        }
+        Ok(scene)
+    }
+
+    async fn prepare(&self) -> anyhow::Result<()> {
+        self.run_in("postgres", &format!("CREATE DATABASE {DATABASE}")).await?;
+        self.run("CREATE EXTENSION pg_task").await?;
+        self.run("CREATE TABLE effect (key bigint PRIMARY KEY, token bigint NOT NULL)").await?;
+        self.run(&format!("CREATE ROLE {WORKER_ROLE} LOGIN PASSWORD '{WORKER_PASSWORD}'")).await?;
+        self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect TO {WORKER_ROLE}")).await?;
+        self.run(&format!("SELECT pg_task.grant_work('{WORKER_ROLE}')")).await?;
+        self.until("SELECT state = 'running' FROM pg_task.scheduler", PATIENCE).await
+    }
+
+    /// The server. Held only while its files or processes are dealt with.
+    pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().expect("no holder of the lock panics")
+    }
+
+    /// Another server takes the place of the one so far; the old one is given back.
+    pub fn replace_cluster(&self, cluster: Cluster) -> Cluster {
+        self.upstream.store(cluster.port(), Relaxed);
+        self.logs.lock().expect("no holder of the lock panics").push(cluster.log());
+        std::mem::replace(&mut *self.cluster(), cluster)
+    }
+
+    /// A connection of the driver, past all proxies.
+    ///
+    /// # Errors
+    /// When the server does not take it.
+    pub async fn connect(&self, database: &str) -> anyhow::Result<PgConnection> {
+        let url = format!("{}?sslmode=disable", self.cluster().url(database));
+        Ok(timeout(CALL_TIME, PgConnection::connect(&url)).await??)
+    }
+
+    /// A connection by the way of the producers.
+    ///
+    /// # Errors
+    /// When the proxy or the server does not take it.
+    pub async fn connect_as_producer(&self) -> anyhow::Result<PgConnection> {
+        let url = self.cluster().url(DATABASE);
+        let (start, _) = url.rsplit_once(':').context("the URL has no port")?;
+        let port = self.producers.port();
+        let url = format!("{start}:{port}/{DATABASE}?sslmode=disable&application_name=producer");
+        Ok(timeout(Duration::from_secs(5), PgConnection::connect(&url)).await??)
+    }
+
+    /// Runs statements in the database of the load.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub async fn run(&self, sql: &str) -> anyhow::Result<()> {
+        self.run_in(DATABASE, sql).await
+    }
+
+    /// Runs statements in a database.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub async fn run_in(&self, database: &str, sql: &str) -> anyhow::Result<()> {
+        let mut connection = self.connect(database).await?;
+        let call = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection);
+        timeout(CALL_TIME, call).await.with_context(|| sql.to_owned())?.with_context(|| sql.to_owned())?;
+        let _ = connection.close().await;
+        Ok(())
+    }
+
+    /// The first column of a query's rows, as text; NULLs are empty.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn column(&self, sql: &str) -> anyhow::Result<Vec<String>> {
+        let mut connection = self.connect(DATABASE).await?;
+        let call = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection);
+        let rows = timeout(CALL_TIME, call)
+            .await
+            .with_context(|| sql.to_owned())?
+            .with_context(|| sql.to_owned())?;
+        let _ = connection.close().await;
+        let text = |row: &sqlx::postgres::PgRow| {
+            // The simple protocol brings every type as text.
+            let value = row.try_get_raw(0).ok()?;
+            value.as_str().ok().map(str::to_owned)
+        };
+        Ok(rows.iter().map(|row| text(row).unwrap_or_default()).collect())
+    }
+
+    /// The single value of a query, as text; empty for no row.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn ask(&self, sql: &str) -> anyhow::Result<String> {
+        Ok(self.column(sql).await?.into_iter().next().unwrap_or_default())
+    }
+
+    /// Waits until a query's value is true; failures on the way are those of a server that is not there.
+    ///
+    /// # Errors
+    /// When it does not come true in time.
+    pub async fn until(&self, sql: &str, patience: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut last = String::new();
+        while Instant::now() < deadline {
+            match self.ask(sql).await {
+                Ok(answer) if answer == "t" => return Ok(()),
+                Ok(answer) => last = answer,
+                Err(error) => last = format!("{error:#}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        bail!("not within {} s: {sql} (last answer: {last})", patience.as_secs())
+    }
+
+    /// Waits until the server takes connections and its scheduler runs.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn until_up(&self) -> anyhow::Result<()> {
+        self.until("SELECT state = 'running' FROM pg_task.scheduler", PATIENCE).await
+    }
+
+    /// Starts the server, again and again while processes of its last life are still about.
+    ///
+    /// # Errors
+    /// When it does not start in time.
+    pub async fn start_server(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let started = tokio::task::block_in_place(|| {
+                let cluster = self.cluster();
+                if cluster.postmaster_pid().is_some() { Ok(()) } else { cluster.start() }
+            });
+            match started {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    /// Remembers a fault for the accounts of violations.
+    pub fn note_fault(&self, name: String, from: ledger::Moment, to: ledger::Moment) {
+        self.spans.lock().expect("no holder of the lock panics").push(Span { name, from, to });
+    }
+
+    /// The faults so far.
+    pub fn faults(&self) -> Vec<Span> {
+        self.spans.lock().expect("no holder of the lock panics").clone()
+    }
+}

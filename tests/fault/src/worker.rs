@@ -1,0 +1,228 @@
+//! The worker of the fault runs, in a process of its own: the real client crate, with steps that note in the ledger what they do.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pg_task::Context;
+use pg_task::NextStep;
+use pg_task::Step;
+use pg_task::StepResult;
+use pg_task::Worker;
+use pg_task_fault::ledger::End;
+use pg_task_fault::ledger::Entry;
+use pg_task_fault::ledger::Ledger;
+use pg_task_fault::ledger::Run;
+use pg_task_fault::plan::Kind;
+use serde::Deserialize;
+use serde::Serialize;
+
+pg_task::task!(Load { Chain, Doomed, Fenced, Flaky, Future, Later, Noop, Slow });
+pg_task::scheduler!(Tasks { Load });
+
+/// What the steps share.
+struct World {
+    ledger: Ledger,
+    mended: PathBuf,
+}
+
+/// Notes that the step begins.
+fn begin(cx: &Context, key: u64, seq: u32, via: i64) -> std::io::Result<()> {
+    let (token, attempt, worker) = (cx.token(), cx.attempt(), std::process::id());
+    cx.state::<World>().ledger.note(key, Entry::Began(Run { seq, token, attempt, via, worker }))
+}
+
+/// Notes what the step ends in.
+fn end(cx: &Context, key: u64, seq: u32, end: End) -> std::io::Result<()> {
+    cx.state::<World>().ledger.note(key, Entry::Ended(seq, cx.token(), end))
+}
+
+macro_rules! payload {
+    ($(#[$doc:meta] $name:ident)*) => {
+        $(
+            #[$doc]
+            #[derive(Debug, Deserialize, Serialize)]
+            pub struct $name {
+                key: u64,
+                seq: u32,
+                last: u32,
+                via: i64,
+            }
+        )*
+    };
+}
+
+payload! {
+    /// Goes on at once until its last step.
+    Chain
+    /// Fails until the world is mended.
+    Doomed
+    /// Writes with its token as a fence.
+    Fenced
+    /// Fails in its first attempts.
+    Flaky
+    /// Must not run.
+    Future
+    /// Goes on after delays.
+    Later
+    /// Does nothing.
+    Noop
+    /// Takes its time.
+    Slow
+}
+
+impl Step<Load, Context> for Noop {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Context> for Chain {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        let Self { key, seq, last, via } = self;
+        begin(cx, key, seq, via)?;
+        if seq == last {
+            end(cx, key, seq, End::Done)?;
+            return NextStep::none();
+        }
+        end(cx, key, seq, End::Next)?;
+        NextStep::now(Self { key, seq: seq + 1, last, via: cx.token() })
+    }
+}
+
+impl Step<Load, Context> for Later {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        let Self { key, seq, last, via } = self;
+        begin(cx, key, seq, via)?;
+        if seq == last {
+            end(cx, key, seq, End::Done)?;
+            return NextStep::none();
+        }
+        end(cx, key, seq, End::Next)?;
+        let delay = Duration::from_millis(key % 7 * 100);
+        NextStep::delay(Self { key, seq: seq + 1, last, via: cx.token() }, delay)
+    }
+}
+
+impl Step<Load, Context> for Flaky {
+    const RETRY_LIMIT: i32 = 6;
+    const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        if cx.attempt() <= self.last as i32 {
+            end(cx, self.key, self.seq, End::Failed)?;
+            return Err("not in this attempt".into());
+        }
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Context> for Doomed {
+    const RETRY_LIMIT: i32 = 1;
+    const RETRY_DELAY: Duration = Duration::from_millis(20);
+
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        if !cx.state::<World>().mended.join(self.key.to_string()).exists() {
+            end(cx, self.key, self.seq, End::Failed)?;
+            return Err("the world is broken".into());
+        }
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Context> for Slow {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        let millis = 300 + self.key % 10 * 300;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(millis)) => end(cx, self.key, self.seq, End::Done)?,
+            () = cx.cancellation().cancelled() => end(cx, self.key, self.seq, End::Cancelled)?,
+        }
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Context> for Fenced {
+    const RETRY_LIMIT: i32 = 20;
+    const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        let written = sqlx::query(
+            "INSERT INTO effect (key, token) VALUES ($1, $2) \
+             ON CONFLICT (key) DO UPDATE SET token = EXCLUDED.token WHERE effect.token < EXCLUDED.token",
+        )
+        .persistent(false)
+        .bind(self.key as i64)
+        .bind(cx.token())
+        .execute(cx.db())
+        .await;
+        let written = match written {
+            Ok(written) => written.rows_affected() == 1,
+            Err(error) => {
+                end(cx, self.key, self.seq, End::Failed)?;
+                return Err(error.into());
+            }
+        };
+        if !written {
+            // A later attempt has written: this one's result will be refused.
+            end(cx, self.key, self.seq, End::Failed)?;
+            return Err("a larger token has written before".into());
+        }
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Context> for Future {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        NextStep::none()
+    }
+}
+
+fn variable(name: &str) -> anyhow::Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set"))
+}
+
+fn millis(name: &str) -> anyhow::Result<Duration> {
+    Ok(Duration::from_millis(variable(name)?.parse()?))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .init();
+    // The plans' retry limits are the steps': the check relies on it.
+    assert_eq!(Kind::Flaky.retry_limit(), Flaky::RETRY_LIMIT);
+    assert_eq!(Kind::Doomed.retry_limit(), Doomed::RETRY_LIMIT);
+    assert_eq!(Kind::Fenced.retry_limit(), Fenced::RETRY_LIMIT);
+    let db = sqlx::postgres::PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy(&variable("DATABASE_URL")?)?;
+    let world =
+        World { ledger: Ledger::open(variable("LEDGER")?.as_ref())?, mended: variable("MENDED")?.into() };
+    let lease = millis("LEASE_MS")?;
+    let mut worker = Worker::<Tasks>::new(db)
+        .with_name(variable("NAME")?)
+        .with_concurrency(variable("CONCURRENCY")?.parse::<NonZeroUsize>()?)
+        .with_lease_timeout(lease)
+        .with_heartbeat_interval(lease / 5)
+        .with_state(world);
+    let queues = variable("QUEUES")?;
+    if !queues.is_empty() {
+        worker = worker.with_queues(queues.split(','));
+    }
+    worker.run().await?;
+    Ok(())
+}
