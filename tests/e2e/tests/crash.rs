@@ -88,6 +88,20 @@ async fn a_step_that_takes_its_worker_down_is_parked_at_its_limit() -> Result<()
 }
 
 #[tokio::test]
+async fn a_worker_that_leaves_gives_back_what_was_written_down_as_its_own() -> Result<()> {
+    let db = database().await?;
+    let worker = "0190aaaa-0000-7000-8000-00000000000a";
+    db.run(r#"SELECT pg_task.enqueue('{"Test":{"Note":{"key":"a"}}}')"#).await?;
+    db.run(&format!("SELECT pg_task.register('{worker}', bind => false)")).await?;
+    db.until(&format!("SELECT count(*) = 1 FROM pg_task.exchange('{worker}', 1) WHERE event = 0")).await?;
+    db.until("SELECT locked_by IS NOT NULL FROM pg_task.task").await?;
+    assert_eq!(db.ask(&format!("SELECT pg_task.leave('{worker}')")).await?, "1");
+    assert_eq!(db.ask("SELECT tried || coalesce(locked_by::text, '') FROM pg_task.task").await?, "0");
+    db.run(&format!("SELECT pg_task.register('{worker}', bind => false)")).await?;
+    db.until(&format!("SELECT count(*) = 1 FROM pg_task.exchange('{worker}', 1) WHERE event = 0")).await
+}
+
+#[tokio::test]
 async fn a_scheduler_and_a_launcher_that_are_terminated_come_back_and_nothing_is_lost() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("terminate")?);
     let _worker = db.known_worker(options(&ledger)).await?;
