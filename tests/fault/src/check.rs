@@ -225,7 +225,7 @@ impl Evidence {
                 .filter(|fault| fault.to + 500 >= start && fault.from <= end.saturating_add(500))
                 .map(|fault| (fault.from, format!("{} … {} FAULT {}", fault.from, fault.to, fault.name))),
         );
-        events.sort();
+        events.sort_by_key(|event| event.0);
         for (_, event) in events {
             text += &format!("    {event}\n");
         }

@@ -11,6 +11,7 @@ use sqlx::types::Json;
 use tokio::time::timeout;
 
 use crate::ledger::Entry;
+use crate::plan::Kind;
 use crate::plan::Plan;
 use crate::scene::Scene;
 
@@ -77,7 +78,15 @@ async fn enqueue(
                 .await;
             settle(scene, &tasks, call)
         }
-        60..75 => {
+        60..63 => {
+            let tasks = vec![note_intent(scene, Plan { kind: Kind::Future, last: 0 })?];
+            let call = sqlx::query("SELECT pg_task.schedule($1, now() + interval '1 day')")
+                .bind(Json(&tasks[0].1))
+                .execute(connection)
+                .await;
+            settle(scene, &tasks, call)
+        }
+        63..75 => {
             let tasks = intend(scene, rng, 1)?;
             let call = sqlx::query("SELECT pg_task.delay($1, $2 * interval '1 ms')")
                 .bind(Json(&tasks[0].1))
@@ -123,13 +132,13 @@ async fn enqueue(
 /// # Errors
 /// When the ledger cannot be written.
 pub fn intend(scene: &Scene, rng: &mut fastrand::Rng, count: u32) -> anyhow::Result<Vec<(u64, Value)>> {
-    let mut tasks = Vec::new();
-    for _ in 0..count {
-        let (key, plan) = (scene.next_key.fetch_add(1, Relaxed), Plan::choose(rng));
-        scene.ledger.note(key, Entry::Intended(plan))?;
-        tasks.push((key, plan.step(key)));
-    }
-    Ok(tasks)
+    (0..count).map(|_| note_intent(scene, Plan::choose(rng))).collect()
+}
+
+fn note_intent(scene: &Scene, plan: Plan) -> anyhow::Result<(u64, Value)> {
+    let key = scene.next_key.fetch_add(1, Relaxed);
+    scene.ledger.note(key, Entry::Intended(plan))?;
+    Ok((key, plan.step(key)))
 }
 
 /// Statements that insert the tasks.

@@ -87,7 +87,7 @@ impl Plan {
         if self.kind == Kind::Flaky { 0 } else { self.last }
     }
 
-    /// A plan by chance.
+    /// A plan by chance, of a kind that is due when it is enqueued.
     pub fn choose(rng: &mut fastrand::Rng) -> Self {
         let (kind, last) = match rng.u32(0..100) {
             0..30 => (Kind::Noop, 0),
@@ -96,8 +96,7 @@ impl Plan {
             70..80 => (Kind::Flaky, rng.u32(1..4)),
             80..83 => (Kind::Doomed, 0),
             83..88 => (Kind::Slow, 0),
-            88..99 => (Kind::Fenced, 0),
-            _ => (Kind::Future, 0),
+            _ => (Kind::Fenced, 0),
         };
         Self { kind, last }
     }

@@ -96,8 +96,9 @@ pub(super) async fn statement_timeout(scene: &Scene, rng: &mut fastrand::Rng) ->
                 3..7 => format!("SELECT count(*) FROM pg_task.exchange('{worker}', {})", rng.u32(0..40)),
                 7 => format!("SELECT count(*) FROM pg_task.heartbeat('{worker}')"),
                 8 => format!(
-                    "SELECT count(*) FROM pg_task.exchange('{worker}', 1, ids => array_agg(id), fences => array_agg(fence), \
-                     tokens => array_agg(1::bigint), outcomes => array_agg(5::smallint)) FROM (SELECT * FROM pg_task.task LIMIT 20) AS t"
+                    "SELECT count(x.event) FROM (SELECT array_agg(id) AS i, array_agg(fence) AS f, array_agg(1::bigint) AS t, \
+                     array_agg(5::smallint) AS o FROM (SELECT id, fence FROM pg_task.task LIMIT 20) AS some) AS r \
+                     CROSS JOIN LATERAL pg_task.exchange('{worker}', 1, ids => r.i, fences => r.f, tokens => r.t, outcomes => r.o) AS x"
                 ),
                 _ => format!("SELECT pg_task.leave('{worker}')"),
             };

@@ -30,6 +30,10 @@ async fn restart(scene: &Scene, rng: &mut fastrand::Rng, how: Stop) -> anyhow::R
 pub(super) async fn kill_postmaster(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<Outcome> {
     let pid = scene.cluster().postmaster_pid().and_then(|pid| Pid::from_raw(pid as i32));
     kill_process(pid.context("the server does not run")?, Signal::KILL)?;
+    // Its end takes a moment, and until then it looks like a server that runs.
+    while scene.cluster().postmaster_pid().is_some() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     away(rng).await;
     scene.start_server().await?;
     scene.until_up().await?;
