@@ -26,7 +26,9 @@ const BUSY: Micros = 200_000;
 thread_local! {
     // Nobody waits here for a user's open transaction: a row that is locked comes back later.
     static WRITE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) 1, fence = t.fence OPERATOR(pg_catalog.+) 1, \
+        c"UPDATE pg_task.task AS t SET \
+            tried = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN t.tried OPERATOR(pg_catalog.+) 1 ELSE t.tried END, \
+            fence = t.fence OPERATOR(pg_catalog.+) 1, \
             updated_at = pg_catalog.now(), \
             locked_by = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN $4 END, \
             locked_at = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN pg_catalog.now() END, \

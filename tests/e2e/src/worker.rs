@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use sqlx::PgPool;
 
-pg_task::task!(Test { Abort, Chain, Fail, Later, Note, Panic, Sleep });
+pg_task::task!(Test { Abort, Chain, CrashMachine, Fail, Later, Note, Panic, Sleep });
 pg_task::scheduler!(Tasks { Test });
 
 /// The ledger's file.
@@ -123,6 +123,19 @@ pub struct Abort;
 
 impl Step<Test> for Abort {
     async fn step(self, _db: &PgPool) -> StepResult<Test> {
+        std::process::abort()
+    }
+}
+
+/// Takes the server and its own process down, as the end of their machine would.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct CrashMachine;
+
+impl Step<Test, Context> for CrashMachine {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.state::<Ledger>().note(&format!("attempt {}", cx.attempt()))?;
+        // The shell's parent is the backend; when that is killed the postmaster restarts everything.
+        let _ = sqlx::query("COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'").execute(cx.db()).await;
         std::process::abort()
     }
 }

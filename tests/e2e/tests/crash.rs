@@ -88,6 +88,40 @@ async fn a_step_that_takes_its_worker_down_is_parked_at_its_limit() -> Result<()
 }
 
 #[tokio::test]
+async fn a_step_that_takes_the_machine_down_is_parked_at_its_limit() -> Result<()> {
+    // Long enough to unlock the row before it is looked at: otherwise it waits a minute for a worker that will not come back.
+    let server = own_server("e2e-machine", &["pg_task.settle_time = 4s"])?;
+    let (db, ledger) = (Database::create(&server).await?, Ledger::new("machine")?);
+    db.run(r#"SELECT pg_task.enqueue('{"Test":{"CrashMachine":null}}')"#).await?;
+    let up = "SELECT state IN ('running', 'settling') FROM pg_task.scheduler";
+    while db.ask("SELECT count(*) FROM pg_task.failed").await? == "0" {
+        let mut worker = db.worker(options(&ledger))?;
+        let parked = db.until("SELECT count(*) = 1 FROM pg_task.failed");
+        tokio::select! {
+            well = worker.ended() => {
+                assert!(!well?);
+                db.until(up).await?;
+                db.run("UPDATE pg_task.task SET locked_by = NULL, locked_at = NULL").await?;
+            }
+            parked = parked => parked?,
+        }
+        assert!(ledger.lines().len() <= 5, "it goes on and on");
+    }
+    // The first run is not counted before it takes the server down; from then on each is counted before it begins.
+    assert_eq!(ledger.lines(), ["attempt 1", "attempt 1", "attempt 2", "attempt 3", "attempt 4"]);
+    let (tried, error) = (
+        db.ask("SELECT tried FROM pg_task.failed").await?,
+        db.ask("SELECT error FROM pg_task.failed").await?,
+    );
+    assert_eq!(tried, "4");
+    assert!(
+        error.starts_with("the worker or the server was lost while it ran this step (attempt 4"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_worker_that_leaves_gives_back_what_was_written_down_as_its_own() -> Result<()> {
     let db = database().await?;
     let worker = "0190aaaa-0000-7000-8000-00000000000a";
