@@ -9,6 +9,7 @@
 mod dispatcher;
 mod executor;
 mod lane;
+mod link;
 mod packed;
 mod session;
 
@@ -50,6 +51,8 @@ struct Settings {
     heartbeat: Duration,
     queues: Option<Vec<String>>,
     name: Option<String>,
+    /// Behind a pooler: how often to look for work.
+    polling: Option<Duration>,
     cancellation: CancellationToken,
 }
 
@@ -65,6 +68,7 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
             heartbeat: DEFAULT_HEARTBEAT_INTERVAL,
             queues: None,
             name: None,
+            polling: None,
             cancellation: CancellationToken::new(),
         };
         Self { db, settings, state: None, tasks: PhantomData }
@@ -107,6 +111,18 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         self
     }
 
+    /// For a worker behind a connection pooler in transaction mode, such as PgBouncer: it does not listen but looks for work so often, and
+    /// keeps nothing in a server session. Only its lease says then that it is alive, and `pg_task_changed` does not reach it:
+    /// stop it by `SELECT pg_task.stop_workers()` or its cancellation token.
+    ///
+    /// The pooler has to accept the start-up parameter `extra_float_digits` (PgBouncer: `ignore_startup_parameters`). Steps that use the
+    /// pool through such a pooler must work in transactions, with statements that are not kept: `.persistent(false)`.
+    #[must_use]
+    pub fn with_polling(mut self, interval: Duration) -> Self {
+        self.settings.polling = Some(interval);
+        self
+    }
+
     /// Stops the worker gracefully when the token is cancelled.
     #[must_use]
     pub fn with_cancellation(mut self, cancellation: CancellationToken) -> Self {
@@ -136,6 +152,9 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         }
         if settings.heartbeat.is_zero() || settings.heartbeat >= settings.lease {
             return Err(Error::Settings("the heartbeat interval must be shorter than the lease"));
+        }
+        if settings.polling.is_some_and(|interval| interval.is_zero()) {
+            return Err(Error::Settings("the polling interval must not be zero"));
         }
         let shared = Arc::new(Shared { db: self.db.clone(), state: self.state.clone() });
         Dispatcher::<T>::start(Uuid::new_v4(), shared, settings.clone()).run().await

@@ -223,6 +223,9 @@ async fn main() -> anyhow::Result<()> {
     if !queues.is_empty() {
         worker = worker.with_queues(queues.split(','));
     }
+    if let Ok(polling) = millis("POLLING_MS") {
+        worker = worker.with_polling(polling);
+    }
     worker.run().await?;
     Ok(())
 }

@@ -157,7 +157,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         let lanes = (0..LANES)
             .map(|number| {
                 let (calls, receiver) = mpsc::channel(1);
-                let lane = Lane { number, worker, db: db.clone(), patience, cut: cut_lanes.clone() };
+                let lane = Lane {
+                    number,
+                    worker,
+                    db: db.clone(),
+                    pooled: settings.polling.is_some(),
+                    patience,
+                    cut: cut_lanes.clone(),
+                };
                 tokio::spawn(lane.serve(receiver, sender.clone()));
                 calls
             })

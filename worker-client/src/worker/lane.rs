@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::dispatcher::Event;
 use super::executor::Finished;
 use super::executor::Outcome;
+use super::link::call_through_pooler;
 use crate::error;
 
 const EXCHANGE: &str = "SELECT pg_task.exchange_packed($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
@@ -51,6 +52,8 @@ pub(super) struct Lane {
     pub(super) number: usize,
     pub(super) worker: Uuid,
     pub(super) db: PgPool,
+    /// Whether there is a pooler between.
+    pub(super) pooled: bool,
     /// How long a call may take. A connection that is half open answers nothing at all.
     pub(super) patience: Duration,
     /// Changes when a call under way is to be given up.
@@ -89,14 +92,17 @@ impl Lane {
         query: Query<'static, Postgres, PgArguments>,
     ) -> Result<Bytes, sqlx::Error> {
         self.cut.mark_unchanged();
-        let (db, patience) = (&self.db, self.patience);
+        let (db, pooled, patience) = (&self.db, self.pooled, self.patience);
         let made = async {
             let connection = match connection {
                 Some(connection) => connection,
                 None => connection.insert(PgConnection::connect_with(&db.connect_options()).await?),
             };
             // To the end of the answer, not only to its row: only then has the call committed.
-            let rows = query.fetch_all(connection).await?;
+            let rows = match pooled {
+                true => call_through_pooler(connection, query).await?,
+                false => query.fetch_all(connection).await?,
+            };
             let value = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get_raw(0)?;
             let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
             Ok(Bytes::copy_from_slice(bytes))

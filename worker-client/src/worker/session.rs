@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use sqlx::Row;
-use sqlx::postgres::PgListener;
-use sqlx::postgres::PgPoolOptions;
 use sqlx::postgres::types::PgInterval;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -14,12 +12,11 @@ use uuid::Uuid;
 use super::Settings;
 use super::backoff;
 use super::dispatcher::Event;
+use super::link::Link;
+use super::link::News;
 use crate::enqueue::micros;
 use crate::error;
 use crate::step::StepInfo;
-
-const STOP_CHANNEL: &str = "pg_task_changed";
-const STOP_PAYLOAD: &str = "stop_worker";
 
 /// Steps that a registration can name: the protocol's limit.
 const MAX_STEPS: usize = 512;
@@ -60,10 +57,10 @@ impl<T> Session<T> {
     pub(super) async fn serve(mut self) {
         let mut failures = 0;
         loop {
-            let lost = match self.connect().await {
-                Ok(mut listener) => {
+            let lost = match Link::open(&self.db, self.worker, self.settings.polling).await {
+                Ok(mut link) => {
                     let _ = self.events.send(Event::Listening);
-                    match self.listen(&mut listener, &mut failures).await {
+                    match self.listen(&mut link, &mut failures).await {
                         End::Leave => return,
                         End::Lost(error) => error,
                     }
@@ -85,29 +82,14 @@ impl<T> Session<T> {
         }
     }
 
-    async fn connect(&self) -> Result<PgListener, sqlx::Error> {
-        // A pool of its own with one connection: the user's pool is left to the steps.
-        let options = (*self.db.connect_options()).clone().application_name("pg_task worker");
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .acquire_timeout(Duration::from_secs(10))
-            .connect_lazy_with(options);
-        let mut listener = PgListener::connect_with(&pool).await?;
-        listener.eager_reconnect(false);
-        listener.listen_all([format!("pg_task_{}", self.worker).as_str(), STOP_CHANNEL]).await?;
-        Ok(listener)
-    }
-
-    async fn listen(&mut self, listener: &mut PgListener, failures: &mut u32) -> End {
+    async fn listen(&mut self, link: &mut Link, failures: &mut u32) -> End {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         heartbeat.reset();
         loop {
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(Command::Register(held)) => match self.register(listener, &held).await {
+                    Some(Command::Register(held)) => match self.register(link, &held).await {
                         Ok((refused, registration)) => {
                             *failures = 0;
                             let _ = self.events.send(Event::Registered { refused, registration });
@@ -115,25 +97,21 @@ impl<T> Session<T> {
                         Err(error) => return End::Lost(error),
                     },
                     Some(Command::Leave) | None => {
-                        let left = sqlx::query("SELECT pg_task.leave($1)").bind(self.worker).execute(&mut *listener);
+                        let left = link.call(sqlx::query("SELECT pg_task.leave($1)").bind(self.worker));
                         // If it fails, the end of the connection says the same a little later.
                         let _ = timeout(Duration::from_secs(5), left).await;
                         let _ = self.events.send(Event::Left);
                         return End::Leave;
                     }
                 },
-                notification = listener.try_recv() => match notification {
-                    Ok(Some(notification)) if notification.channel() == STOP_CHANNEL => {
-                        if notification.payload() == STOP_PAYLOAD {
-                            let _ = self.events.send(Event::Stop);
-                        }
-                    }
-                    Ok(Some(_)) => _ = self.events.send(Event::Wake),
-                    Ok(None) => return End::Lost(sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into())),
+                news = link.news() => match news {
+                    Ok(News::Nothing) => {}
+                    Ok(News::Stop) => _ = self.events.send(Event::Stop),
+                    Ok(News::Wake) => _ = self.events.send(Event::Wake),
                     Err(error) => return End::Lost(error),
                 },
                 _ = heartbeat.tick() => {
-                    if let Err(error) = self.beat(listener).await {
+                    if let Err(error) = self.beat(link).await {
                         return End::Lost(error);
                     }
                 }
@@ -141,11 +119,7 @@ impl<T> Session<T> {
         }
     }
 
-    async fn register(
-        &self,
-        listener: &mut PgListener,
-        held: &[Held],
-    ) -> Result<(Vec<Uuid>, i64), sqlx::Error> {
+    async fn register(&self, link: &mut Link, held: &[Held]) -> Result<(Vec<Uuid>, i64), sqlx::Error> {
         let lease = PgInterval { months: 0, days: 0, microseconds: micros(self.settings.lease) };
         // Without names, or with more than the server keeps, the worker is given every step and returns what it does not know.
         let named = (1..=MAX_STEPS).contains(&self.steps.len());
@@ -153,7 +127,7 @@ impl<T> Session<T> {
         let limits = named.then(|| self.steps.iter().map(|step| step.retry_limit).collect::<Vec<_>>());
         let query = sqlx::query(
             "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
-             lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9)",
+             lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10)",
         )
         .bind(self.worker)
         .bind(&self.settings.queues)
@@ -163,15 +137,18 @@ impl<T> Session<T> {
         .bind(&self.settings.name)
         .bind(held.iter().map(|held| held.id).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.fence).collect::<Vec<_>>())
-        .bind(held.iter().map(|held| held.token).collect::<Vec<_>>());
-        let row = timeout(self.settings.lease / 2, query.fetch_one(listener)).await.map_err(timed_out)??;
+        .bind(held.iter().map(|held| held.token).collect::<Vec<_>>())
+        // Through a pooler the session that registers is anyone's.
+        .bind(self.settings.polling.is_none());
+        let rows = timeout(self.settings.lease / 2, link.call(query)).await.map_err(timed_out)??;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         Ok((row.try_get("refused")?, row.try_get("registration")?))
     }
 
-    async fn beat(&self, listener: &mut PgListener) -> Result<(), sqlx::Error> {
+    async fn beat(&self, link: &mut Link) -> Result<(), sqlx::Error> {
         let query = sqlx::query("SELECT event, id FROM pg_task.heartbeat($1)").bind(self.worker);
         // A connection that is half open answers nothing: better a new one than silence until the lease is over.
-        let rows = timeout(self.settings.lease / 3, query.fetch_all(listener)).await.map_err(timed_out)??;
+        let rows = timeout(self.settings.lease / 3, link.call(query)).await.map_err(timed_out)??;
         let _ = self.events.send(Event::Heard);
         for row in rows {
             let event = match row.try_get::<i16, _>("event")? {
