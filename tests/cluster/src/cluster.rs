@@ -117,6 +117,11 @@ impl Cluster {
         self.folder.join("data")
     }
 
+    /// The folder that holds everything of the cluster.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Leaves the server running when the value is dropped.
     pub fn keep(&mut self) {
         self.keep = true;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::fs::OpenOptions;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
@@ -86,26 +87,39 @@ impl Crew {
     fn start(&self, member: &mut Member) -> anyhow::Result<()> {
         let (user, password, database) = &self.login;
         let port = member.special.port.unwrap_or(member.proxy.port());
-        let child = Command::new(worker_program()?)
-            .env(
-                "DATABASE_URL",
-                format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=disable"),
-            )
-            .env("LEDGER", &self.settings.ledger)
-            .env("MENDED", &self.settings.mended)
-            .env("NAME", &member.name)
-            .env("CONCURRENCY", "16")
-            .env("QUEUES", "")
-            .env("LEASE_MS", self.settings.lease_ms.to_string())
-            .envs(member.special.variables.iter().map(|(name, value)| (name, value)))
-            .env_remove("RUST_BACKTRACE")
-            .stdout(Stdio::null())
-            .stderr(self.log()?)
-            .spawn()
-            .context("failed to start a worker")?;
+        let url = format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=disable");
+        let variables = member.special.variables.iter().map(|(name, value)| (name, value));
+        let child =
+            self.command()?.env("DATABASE_URL", url).env("NAME", &member.name).envs(variables).spawn();
+        let child = child.context("failed to start a worker")?;
         member.child = Some(child);
         (member.stopped, member.killed) = (false, false);
         Ok(())
+    }
+
+    /// A worker of another database with a ledger of its own; killed when the value is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn stray(&self, url: &str, ledger: &Path) -> anyhow::Result<Stray> {
+        File::create(ledger)?;
+        let child =
+            self.command()?.env("DATABASE_URL", url).env("LEDGER", ledger).env("NAME", "stray").spawn();
+        Ok(Stray(child.context("failed to start a worker")?))
+    }
+
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(worker_program()?);
+        command
+            .env("LEDGER", &self.settings.ledger)
+            .env("MENDED", &self.settings.mended)
+            .env("CONCURRENCY", "16")
+            .env("QUEUES", "")
+            .env("LEASE_MS", self.settings.lease_ms.to_string())
+            .env_remove("RUST_BACKTRACE")
+            .stdout(Stdio::null())
+            .stderr(self.log()?);
+        Ok(command)
     }
 
     fn log(&self) -> anyhow::Result<File> {
@@ -178,6 +192,16 @@ impl Drop for Member {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// A worker that does not belong to the crew.
+pub struct Stray(Child);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -2,7 +2,13 @@
 
 mod backends;
 mod calls;
+mod databases;
+mod disk;
+mod replication;
 mod server;
+mod sessions;
+mod surroundings;
+mod table;
 mod workers;
 
 use crate::ledger;
@@ -84,6 +90,40 @@ faults! {
     LockTimeout: Small, "lock_timeout in calls", calls::lock_timeout;
     /// `statement_timeout` ends protocol calls of a worker that vanishes.
     StatementTimeout: Small, "statement_timeout in calls", calls::statement_timeout;
+    /// PgBouncer is killed under its worker.
+    RestartBouncer: Small, "pooler: kill -9", surroundings::restart_bouncer;
+    /// The clock of a worker jumps.
+    ClockJump: Small, "worker: clock jumps", surroundings::jump;
+    /// `VACUUM FULL` of the table.
+    VacuumFull: Small, "table: VACUUM FULL", table::vacuum_full;
+    /// `CLUSTER` of the table.
+    Cluster: Small, "table: CLUSTER", table::cluster;
+    /// `REINDEX` of the table, plain or concurrent.
+    Reindex: Small, "table: REINDEX", table::reindex;
+    /// A snapshot that is held for seconds.
+    LongSnapshot: Small, "sessions: long snapshot", sessions::long_snapshot;
+    /// Connections until the server takes no more.
+    ManyConnections: Small, "sessions: hundreds of connections", sessions::many;
+    /// Hundreds of savepoints in a transaction.
+    Savepoints: Small, "sessions: savepoints", sessions::savepoints;
+    /// Every place for workers is taken.
+    AllPlaces: Small, "shared memory: max_workers", sessions::all_places;
+    /// The table and its index go to another tablespace and back.
+    MoveTable: Large, "table: SET TABLESPACE", table::move_away;
+    /// Prepared transactions are committed after a restart.
+    Prepared: Large, "sessions: prepared across a restart", sessions::prepared;
+    /// The extension and its database are dropped and made again under a worker.
+    Extension: Large, "DROP, CREATE EXTENSION and DATABASE", databases::extension;
+    /// More databases than places.
+    TooManyDatabases: Large, "shared memory: max_databases", databases::too_many;
+    /// A standby is promoted.
+    Promote: Large, "replication: promotion of a standby", replication::promote;
+    /// Rows arrive by logical replication.
+    Logical: Large, "replication: logical apply", replication::logical;
+    /// No room for WAL.
+    WalFull: Large, "disk full: WAL", disk::wal;
+    /// No room for the table.
+    TablespaceFull: Large, "disk full: tablespace", disk::tablespace;
     /// SIGKILL to a backend: the server restarts itself.
     KillBackend: Large, "kill -9: a backend", backends::kill;
     /// SIGKILL to the scheduler.

@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "it reports to people")]
 
+pub mod bouncer;
 pub mod campaign;
 pub mod check;
 pub mod crew;

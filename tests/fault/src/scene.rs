@@ -1,5 +1,7 @@
 //! The scene of a run: the server, the workers, the proxies, the ledger, and how the driver talks to the server.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -12,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::bail;
+use pg_task_cluster::Account;
 use pg_task_cluster::Cluster;
 use pg_task_cluster::PgInstall;
 use pg_task_cluster::Tree;
@@ -21,6 +24,7 @@ use sqlx::PgConnection;
 use sqlx::Row;
 use tokio::time::timeout;
 
+use crate::bouncer::Bouncer;
 use crate::check::Span;
 use crate::crew::Crew;
 use crate::crew::Settings;
@@ -36,6 +40,9 @@ pub const DATABASE: &str = "load";
 pub const WORKER_ROLE: &str = "fault_worker";
 
 const WORKER_PASSWORD: &str = "fault";
+
+/// What gives a process a wrong clock, in Debian's package.
+const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// The lease of the workers, in milliseconds.
 pub const LEASE_MS: u64 = 4_000;
@@ -58,6 +65,7 @@ const SETTINGS: &[&str] = &[
     "wal_level = logical",
     "max_wal_senders = 8",
     "max_replication_slots = 8",
+    "wal_keep_size = 64MB",
     "wal_sender_timeout = 10s",
     "max_wal_size = 128MB",
     "min_wal_size = 32MB",
@@ -90,7 +98,12 @@ pub struct Scene {
     pub gate: tokio::sync::RwLock<()>,
     /// The servers' logs.
     pub logs: Mutex<Vec<PathBuf>>,
+    /// The pooler before the last worker, if it is installed.
+    pub bouncer: tokio::sync::Mutex<Option<Bouncer>>,
+    /// The file that says how wrong the clock of one worker is, if there is one.
+    pub clock: Option<PathBuf>,
     cluster: Mutex<Cluster>,
+    excuses: Mutex<BTreeSet<&'static str>>,
     spans: Mutex<Vec<Span>>,
 }
 
@@ -127,6 +140,9 @@ impl Scene {
             gate: tokio::sync::RwLock::default(),
             logs: vec![cluster.log()].into(),
             spans: Mutex::default(),
+            excuses: Mutex::default(),
+            bouncer: tokio::sync::Mutex::default(),
+            clock: Path::new(FAKE_TIME).exists().then(|| folder.join("clock")),
             cluster: cluster.into(),
             folder,
             upstream,
@@ -135,7 +151,34 @@ impl Scene {
         for _ in 0..workers {
             scene.crew.lock().await.add(scene.upstream.clone(), Special::default()).await?;
         }
+        scene.add_special_workers().await?;
         Ok(scene)
+    }
+
+    /// One worker whose clock jumps, and one behind a pooler.
+    async fn add_special_workers(&self) -> anyhow::Result<()> {
+        let mut crew = self.crew.lock().await;
+        if let Some(clock) = &self.clock {
+            std::fs::write(clock, "+0s\n")?;
+            let variables = [
+                ("LD_PRELOAD", FAKE_TIME.to_owned()),
+                ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+                ("FAKETIME_NO_CACHE", "1".to_owned()),
+                // A step of the time of day is what a machine can suffer; its monotonic clock does not go back.
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+                ("NO_FAKE_STAT", "1".to_owned()),
+            ];
+            let variables = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
+            crew.add(self.upstream.clone(), Special { port: None, variables }).await?;
+        }
+        let upstream = self.producers.port();
+        let bouncer = Bouncer::start(&self.folder, upstream, DATABASE, WORKER_ROLE, WORKER_PASSWORD).await?;
+        if let Some(bouncer) = bouncer {
+            let variables = vec![("POLLING_MS".to_owned(), "100".to_owned())];
+            crew.add(self.upstream.clone(), Special { port: Some(bouncer.port()), variables }).await?;
+            *self.bouncer.lock().await = Some(bouncer);
+        }
+        Ok(())
     }
 
     async fn prepare(&self) -> anyhow::Result<()> {
@@ -151,6 +194,15 @@ impl Scene {
     /// The server. Held only while its files or processes are dealt with.
     pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().expect("no holder of the lock panics")
+    }
+
+    /// The server once more, for what takes so long that nobody else should wait for it.
+    ///
+    /// # Errors
+    /// When its files are not there.
+    pub fn cluster_again(&self) -> anyhow::Result<Cluster> {
+        let name = self.cluster().folder().file_name().map(|name| name.to_string_lossy().into_owned());
+        Cluster::attach(&self.tree, &name.context("the cluster's folder has no name")?)
     }
 
     /// Another server takes the place of the one so far; the old one is given back.
@@ -199,6 +251,59 @@ impl Scene {
         timeout(CALL_TIME, call).await.with_context(|| sql.to_owned())?.with_context(|| sql.to_owned())?;
         let _ = connection.close().await;
         Ok(())
+    }
+
+    /// Runs a statement in the database of the load, again and again until it has been done.
+    ///
+    /// # Errors
+    /// When it is not done in time.
+    pub async fn insist(&self, sql: &str) -> anyhow::Result<()> {
+        self.insist_in(DATABASE, sql).await
+    }
+
+    /// Runs a statement in a database, again and again until it has been done: by this call, or by an earlier one of which nothing
+    /// was heard.
+    ///
+    /// # Errors
+    /// When it is not done in time.
+    pub async fn insist_in(&self, database: &str, sql: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Err(error) = self.run_in(database, sql).await else { return Ok(()) };
+            let code =
+                error.downcast_ref::<sqlx::Error>().and_then(|error| error.as_database_error()?.code());
+            if code.is_some_and(|code| ["42704", "42710", "42P04", "42P07"].contains(&&*code)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Lines of the server's log with this in them are of our making.
+    pub fn excuse(&self, part: &'static str) {
+        self.excuses.lock().expect("no holder of the lock panics").insert(part);
+    }
+
+    /// What the server's log may say.
+    pub fn excuses(&self) -> Vec<&'static str> {
+        self.excuses.lock().expect("no holder of the lock panics").iter().copied().collect()
+    }
+
+    /// An empty folder beside the server's data that belongs to its account.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn server_folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.cluster().folder().join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder)?;
+        if let Some(account) = Account::for_server()? {
+            account.own(&folder)?;
+        }
+        Ok(folder)
     }
 
     /// The first column of a query's rows, as text; NULLs are empty.

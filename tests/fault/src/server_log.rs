@@ -8,6 +8,8 @@ const EXPECTED: &[&str] = &[
     "the database system is ",
     "terminating connection",
     "terminating background worker",
+    // What a session is told that is terminated before it has logged in.
+    "canceling authentication due to timeout",
     "canceling statement due to",
     "connection to client lost",
     "could not receive data from client",

@@ -155,17 +155,9 @@ impl Step<Load, Context> for Fenced {
 
     async fn step(self, cx: &Context) -> StepResult<Load> {
         begin(cx, self.key, self.seq, self.via)?;
-        let written = sqlx::query(
-            "INSERT INTO effect (key, token) VALUES ($1, $2) \
-             ON CONFLICT (key) DO UPDATE SET token = EXCLUDED.token WHERE effect.token < EXCLUDED.token",
-        )
-        .persistent(false)
-        .bind(self.key as i64)
-        .bind(cx.token())
-        .execute(cx.db())
-        .await;
+        let written = write(cx, self.key).await;
         let written = match written {
-            Ok(written) => written.rows_affected() == 1,
+            Ok(rows) => rows == 1,
             Err(error) => {
                 end(cx, self.key, self.seq, End::Failed)?;
                 return Err(error.into());
@@ -179,6 +171,23 @@ impl Step<Load, Context> for Fenced {
         end(cx, self.key, self.seq, End::Done)?;
         NextStep::none()
     }
+}
+
+/// Writes the token unless a larger one is there; returns how many rows were written. In a transaction, because the worker may be behind
+/// a pooler that gives each transaction another session.
+async fn write(cx: &Context, key: u64) -> sqlx::Result<u64> {
+    let mut transaction = cx.db().begin().await?;
+    let written = sqlx::query(
+        "INSERT INTO effect (key, token) VALUES ($1, $2) \
+         ON CONFLICT (key) DO UPDATE SET token = EXCLUDED.token WHERE effect.token < EXCLUDED.token",
+    )
+    .persistent(false)
+    .bind(key as i64)
+    .bind(cx.token())
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(written.rows_affected())
 }
 
 impl Step<Load, Context> for Future {

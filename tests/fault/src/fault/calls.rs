@@ -97,7 +97,7 @@ pub(super) async fn statement_timeout(scene: &Scene, rng: &mut fastrand::Rng) ->
                 7 => format!("SELECT count(*) FROM pg_task.heartbeat('{worker}')"),
                 8 => format!(
                     "SELECT count(x.event) FROM (SELECT array_agg(id) AS i, array_agg(fence) AS f, array_agg(1::bigint) AS t, \
-                     array_agg(5::smallint) AS o FROM (SELECT id, fence FROM pg_task.task LIMIT 20) AS some) AS r \
+                     array_agg(5::smallint) AS o FROM (SELECT id, fence FROM pg_task.task LIMIT 20) AS few) AS r \
                      CROSS JOIN LATERAL pg_task.exchange('{worker}', 1, ids => r.i, fences => r.f, tokens => r.t, outcomes => r.o) AS x"
                 ),
                 _ => format!("SELECT pg_task.leave('{worker}')"),
