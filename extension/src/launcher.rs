@@ -100,7 +100,8 @@ struct Launcher {
 impl Launcher {
     fn tick(&mut self) -> Micros {
         let now = background::now();
-        if now >= self.look_at {
+        // A database may be gone whose scheduler is about to be started again.
+        if now >= self.look_at || shmem::slots().any(|slot| is_to_start(slot, now)) {
             match background::transaction(databases) {
                 Ok(databases) => self.reconcile(&databases),
                 Err(error) => pgrx::log!("pg_task launcher: failed to read the databases: {error}"),
@@ -181,6 +182,17 @@ impl Launcher {
         }
         now + START_TIMEOUT
     }
+}
+
+/// Whether it is time to start the slot's scheduler.
+fn is_to_start(slot: Slot, now: Micros) -> bool {
+    let control = slot.control();
+    let starting =
+        control.state() == State::Starting && now < control.started_at.load(SeqCst) + START_TIMEOUT;
+    control.database.load(SeqCst) != 0
+        && !slot.is_served()
+        && !starting
+        && now >= control.hold_until.load(SeqCst).max(control.retry_at.load(SeqCst))
 }
 
 const NO_WORKER_SLOT: &str = "no background worker is free for a scheduler; raise max_worker_processes (one for the launcher, one for each database)";

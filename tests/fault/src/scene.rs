@@ -22,6 +22,7 @@ use pg_task_cluster::workspace_root;
 use sqlx::Connection;
 use sqlx::PgConnection;
 use sqlx::Row;
+use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 
 use crate::bouncer::Bouncer;
@@ -218,7 +219,10 @@ impl Scene {
     /// When the server does not take it.
     pub async fn connect(&self, database: &str) -> anyhow::Result<PgConnection> {
         let url = format!("{}?sslmode=disable", self.cluster().url(database));
-        Ok(timeout(CALL_TIME, PgConnection::connect(&url)).await??)
+        // What waits for a lock holds up all that comes after it: the server itself ends it.
+        let limits = [("lock_timeout", "3s"), ("statement_timeout", "25s")];
+        let options = url.parse::<PgConnectOptions>()?.options(limits);
+        Ok(timeout(CALL_TIME, PgConnection::connect_with(&options)).await??)
     }
 
     /// A connection by the way of the producers.

@@ -57,15 +57,14 @@ pub(super) async fn logical(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::R
              WITH (slot_name = '{SLOT}', create_slot = false, copy_data = false)"
         ))
         .await?;
-    let mut count = 0;
+    let mut ended = 0;
     for _ in 0..rng.u32(5..20) {
         let tasks = load::intend(scene, rng, 5)?;
         scene.run_in("source", &format!("BEGIN; {} COMMIT", load::inserts(&tasks))).await?;
         load::committed(scene, &tasks)?;
-        count += 5;
         if rng.u32(0..4) == 0 {
             let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type LIKE 'logical replication worker'";
-            let _ = scene.ask(end).await;
+            ended += scene.ask(end).await.ok().and_then(|count| count.parse().ok()).unwrap_or(0);
         }
         tokio::time::sleep(Duration::from_millis(rng.u64(0..200))).await;
     }
@@ -82,5 +81,5 @@ pub(super) async fn logical(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::R
         .await?;
     scene.insist(&format!("SELECT pg_drop_replication_slot('{SLOT}')")).await?;
     scene.insist("DROP DATABASE source WITH (FORCE)").await?;
-    Ok(Outcome::Done(count))
+    Ok(Outcome::Done(1 + ended))
 }
