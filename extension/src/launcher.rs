@@ -114,29 +114,30 @@ impl Launcher {
             .fold(self.look_at, Micros::min)
     }
 
-    /// Takes a slot for each database that was not looked at yet and gives up those of databases that are gone.
+    /// Gives up the slots of databases that are gone, then takes one for each database that was not looked at yet.
     fn reconcile(&mut self, databases: &[Database]) {
-        for database in databases.iter().filter(|database| database.is_wanted()) {
-            if !self.probed.contains(&database.oid.to_u32()) {
-                if shmem::take_slot(database.oid).is_none() {
-                    if !std::mem::replace(&mut self.complained, true) {
-                        pgrx::warning!(
-                            "pg_task: no place for a scheduler in database \"{}\"; raise pg_task.max_databases",
-                            database.name
-                        );
-                    }
-                    return;
-                }
-                self.probed.insert(database.oid.to_u32());
-            }
-        }
-        self.probed.retain(|oid| databases.iter().any(|database| database.oid.to_u32() == *oid));
         for slot in shmem::slots() {
             let oid = slot.control().database.load(SeqCst);
             let known = databases.iter().any(|database| database.oid.to_u32() == oid && database.is_wanted());
             if oid != 0 && !known && !slot.is_served() {
                 slot.free();
             }
+        }
+        self.probed.retain(|oid| databases.iter().any(|database| database.oid.to_u32() == *oid));
+        for database in databases.iter().filter(|database| database.is_wanted()) {
+            if self.probed.contains(&database.oid.to_u32()) {
+                continue;
+            }
+            if shmem::take_slot(database.oid).is_none() {
+                if !std::mem::replace(&mut self.complained, true) {
+                    pgrx::warning!(
+                        "pg_task: no place for a scheduler in database \"{}\"; raise pg_task.max_databases",
+                        database.name
+                    );
+                }
+                return;
+            }
+            self.probed.insert(database.oid.to_u32());
         }
     }
 

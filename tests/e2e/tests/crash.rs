@@ -172,6 +172,19 @@ async fn two_databases_keep_apart_and_one_can_be_dropped_or_renamed_while_its_sc
 }
 
 #[tokio::test]
+async fn a_database_that_finds_no_place_gets_the_one_of_a_database_that_is_dropped() -> Result<()> {
+    let server = own_server("e2e-places", &["pg_task.max_databases = 2", "pg_task.max_sleep = 1s"])?;
+    let (one, _two) = (Database::create(&server).await?, Database::create(&server).await?);
+    server.psql("postgres", "CREATE DATABASE waiting")?;
+    let waiting = Database::attach(&server, "waiting").await?;
+    waiting.run("CREATE EXTENSION pg_task").await?;
+    let name = one.ask("SELECT current_database()").await?;
+    one.pool.close().await;
+    server.psql("postgres", &format!("DROP DATABASE {name}"))?;
+    waiting.until("SELECT state = 'running' FROM pg_task.scheduler").await
+}
+
+#[tokio::test]
 async fn the_extension_can_be_dropped_and_made_again_under_a_worker_that_lives_on() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("drop")?);
     let _worker = db.known_worker(options(&ledger)).await?;
