@@ -55,7 +55,7 @@ async fn hold(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<PgConnec
 
 pub(super) async fn lock_timeout(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<Outcome> {
     let set = format!("ALTER ROLE {WORKER_ROLE} SET lock_timeout = '{}ms'", rng.u32(5..60));
-    scene.run(&set).await?;
+    scene.insist(&set).await?;
     // New sessions get the setting.
     for member in &scene.crew.lock().await.members {
         member.proxy.cut();
@@ -76,7 +76,7 @@ pub(super) async fn lock_timeout(scene: &Scene, rng: &mut fastrand::Rng) -> anyh
 /// The workers' sessions have no time limits any more. Tried until the server is there.
 async fn reset(scene: &Scene) -> anyhow::Result<()> {
     scene.until_up().await?;
-    scene.run(&format!("ALTER ROLE {WORKER_ROLE} RESET ALL")).await?;
+    scene.insist(&format!("ALTER ROLE {WORKER_ROLE} RESET ALL")).await?;
     for member in &scene.crew.lock().await.members {
         member.proxy.cut();
     }
