@@ -1,6 +1,7 @@
 //! Makes sure that PostgreSQL with its headers and clang are there.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -37,6 +38,32 @@ pub fn install(packages: &[String]) -> anyhow::Result<()> {
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(packages.iter().map(String::as_str));
     apt(&arguments)
+}
+
+/// Installs packages that something can do without, where this can be done without asking anyone. Their services are not started.
+pub fn install_if_possible(packages: &[&str]) -> anyhow::Result<()> {
+    let is_root = pg_task_cluster::Account::for_server().is_ok_and(|account| account.is_some());
+    if packages.is_empty() || !is_root || !Path::new("/usr/bin/apt-get").exists() {
+        return Ok(());
+    }
+    // Debian's way to say that no service is to be started; taken away again unless it was there.
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let mine = !policy.exists();
+    if mine {
+        fs::write(policy, "#!/bin/sh\nexit 101\n").context("failed to write policy-rc.d")?;
+        fs::set_permissions(policy, fs::Permissions::from_mode(0o755))?;
+    }
+    println!("Missing: {}. Installing with apt-get.", packages.join(" "));
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(packages);
+    let installed = apt(&["update"]).and_then(|()| apt(&arguments));
+    if mine {
+        fs::remove_file(policy).context("failed to remove policy-rc.d")?;
+    }
+    if let Err(error) = installed {
+        println!("Not installed, so that some faults are skipped: {error:#}");
+    }
+    Ok(())
 }
 
 /// Debian's package makes and starts a cluster of its own unless it is told not to.

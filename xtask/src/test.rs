@@ -11,6 +11,7 @@ use pg_task_cluster::Tree;
 
 use crate::build;
 use crate::build::cargo;
+use crate::fault;
 use crate::python;
 use crate::setup;
 
@@ -35,6 +36,8 @@ pub fn run() -> anyhow::Result<()> {
     stage("end-to-end tests: real clusters, real worker processes");
     drop(tree);
     setup::run(cargo().args(["test", "--package", "pg_task_e2e"]))?;
+    stage("faults under load: a fixed seed and a fresh one");
+    fault::test()?;
     stage("tests inside the server");
     inside_the_server(&install)?;
     println!(

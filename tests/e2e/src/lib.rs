@@ -153,6 +153,7 @@ impl Database {
             .env("CONCURRENCY", options.concurrency.to_string())
             .env("QUEUES", options.queues)
             .env("LEASE_MS", options.lease.as_millis().to_string())
+            .envs(options.polling.map(|polling| ("POLLING_MS", polling.as_millis().to_string())))
             .env_remove("RUST_BACKTRACE")
             .stdout(Stdio::null())
             .spawn()
@@ -182,12 +183,21 @@ pub struct WorkerOptions<'a> {
     pub queues: &'a str,
     /// Its lease.
     pub lease: Duration,
+    /// How often it looks for work, if it does not listen.
+    pub polling: Option<Duration>,
 }
 
 impl<'a> WorkerOptions<'a> {
     /// The defaults.
     pub fn new(program: &'a str) -> Self {
-        Self { program, ledger: None, concurrency: 20, queues: "", lease: Duration::from_secs(60) }
+        Self {
+            program,
+            ledger: None,
+            concurrency: 20,
+            queues: "",
+            lease: Duration::from_secs(60),
+            polling: None,
+        }
     }
 }
 

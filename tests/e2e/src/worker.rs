@@ -183,6 +183,9 @@ async fn main() -> anyhow::Result<()> {
     if !queues.is_empty() {
         worker = worker.with_queues(queues.split(','));
     }
+    if let Ok(polling) = variable("POLLING_MS") {
+        worker = worker.with_polling(Duration::from_millis(polling.parse()?));
+    }
     worker.run().await?;
     Ok(())
 }

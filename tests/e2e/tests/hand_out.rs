@@ -194,6 +194,27 @@ async fn a_cancelled_task_ends_its_step_and_a_stopped_worker_finishes_what_it_ru
 }
 
 #[tokio::test]
+async fn a_worker_that_polls_keeps_nothing_in_a_session_and_works_as_the_others_do() -> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("polling")?);
+    let polling = Some(Duration::from_millis(50));
+    let mut worker = db.known_worker(WorkerOptions { polling, ..options(&ledger) }).await?;
+    db.until("SELECT coalesce(pid, 0) = 0 FROM pg_task.workers").await?;
+    db.run(
+        r#"SELECT pg_task.enqueue('{"Test":{"Chain":{"key":"a","left":3}}}') FROM generate_series(1, 100)"#,
+    )
+    .await?;
+    db.until_done().await?;
+    assert_eq!(ledger.lines().len(), 400);
+    // Whatever session its calls met, they left no statement and no channel behind.
+    db.run("SELECT pg_notify('pg_task_changed', 'stop_worker')").await?;
+    db.run(&format!("SELECT pg_task.enqueue('{}')", note("b"))).await?;
+    db.until_done().await?;
+    db.run("SELECT pg_task.stop_workers()").await?;
+    assert!(worker.ended().await?);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_seed_s_stop_message_stops_every_worker() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("stop")?);
     let (mut one, mut two) =

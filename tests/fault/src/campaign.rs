@@ -19,6 +19,7 @@ use crate::fault::Outcome;
 use crate::fault::Size;
 use crate::ledger;
 use crate::load;
+use crate::measure;
 use crate::plan::Kind;
 use crate::plan::Plan;
 use crate::proxy::Mode;
@@ -41,6 +42,8 @@ pub struct Order {
     pub check_every: u32,
     /// The mean time between two pieces of work of one producer.
     pub pace: Duration,
+    /// Whether to measure P10 at the end.
+    pub measure: bool,
 }
 
 /// How long the load may take to come to its end after the last fault. A task that was locked in writing waits a minute for its worker
@@ -89,6 +92,9 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         }
     }
     load.shutdown().await;
+    if order.measure {
+        measure::print(&scene).await?;
+    }
     summary.print(round, began);
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod crew;
 pub mod fault;
 pub mod ledger;
 pub mod load;
+pub mod measure;
 pub mod plan;
 pub mod proxy;
 pub mod scene;

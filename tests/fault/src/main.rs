@@ -15,7 +15,7 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// Rounds of faults.
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// No round begins after so many minutes.
     #[arg(long)]
@@ -29,6 +29,9 @@ struct Arguments {
     /// The mean time between two pieces of work of one producer, in milliseconds.
     #[arg(long, default_value_t = 40)]
     pace: u64,
+    /// Measure at the end how long it takes until a lost worker's task runs elsewhere (P10).
+    #[arg(long)]
+    measure: bool,
 }
 
 #[tokio::main]
@@ -44,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         faults: if only.is_empty() { Fault::ALL.to_vec() } else { only },
         check_every: arguments.check_every.max(1),
         pace: Duration::from_millis(arguments.pace),
+        measure: arguments.measure,
     })
     .await
 }
