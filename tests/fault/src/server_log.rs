@@ -26,6 +26,9 @@ const EXPECTED: &[&str] = &[
     "pg_task scheduler: a tick failed and will be tried again: canceling statement due to",
     "interrupted; last known up at",
     "unexpected EOF on client connection",
+    // Recovery does over again that a database was dropped.
+    "could not open directory \"base/",
+    "some useless files may be left behind in old database directory",
     // A crash left a lock file or memory behind.
     "pre-existing shared memory block",
 ];
