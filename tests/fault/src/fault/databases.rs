@@ -19,7 +19,12 @@ pub(super) async fn extension(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow:
     scene.insist(&format!("CREATE DATABASE {SIDE}")).await?;
     let path = scene.folder.join("side-ledger");
     let _ = std::fs::remove_file(&path);
+    // A worker that finds no extension at its start says so and ends; one that has worked before lives through it.
+    scene.insist_in(SIDE, "CREATE EXTENSION IF NOT EXISTS pg_task").await?;
     let _worker = scene.crew.lock().await.stray(&scene.cluster().url(SIDE), &path)?;
+    let known =
+        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_task.workers) THEN RAISE 'not yet'; END IF; END $$";
+    scene.insist_in(SIDE, known).await?;
     let tasks = |rng: &mut fastrand::Rng| -> Vec<_> {
         (0..50).map(|_| crate::plan::Plan::choose(rng).step(rng.u64(1..1 << 40))).collect()
     };
