@@ -41,13 +41,13 @@ async fn end_waiting(scene: &Scene, rng: &mut fastrand::Rng, function: &str) -> 
     Ok(Outcome::Done(count))
 }
 
-/// A transaction that holds the table, or half of its rows.
+/// A transaction that holds the table, or some of its rows. It waits for no row, so that it has no part in a deadlock.
 async fn hold(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<PgConnection> {
     let mut connection = scene.connect(DATABASE).await?;
     let lock = if rng.bool() {
         "BEGIN; SET LOCAL lock_timeout = '3s'; LOCK TABLE pg_task.task IN ACCESS EXCLUSIVE MODE"
     } else {
-        "BEGIN; SET LOCAL lock_timeout = '3s'; SELECT FROM pg_task.task ORDER BY random() LIMIT 300 FOR UPDATE"
+        "BEGIN; SET LOCAL lock_timeout = '3s'; SELECT FROM pg_task.task LIMIT 300 FOR UPDATE SKIP LOCKED"
     };
     sqlx::raw_sql(lock).execute(&mut connection).await?;
     Ok(connection)
