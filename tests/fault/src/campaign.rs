@@ -214,10 +214,7 @@ async fn drain(scene: &Scene) -> anyhow::Result<()> {
     let left = "SELECT count(*) FROM pg_task.task WHERE NOT step->'Load' ? 'Future'";
     let (mut last, mut moved_at) = (String::new(), Instant::now());
     while Instant::now() < deadline {
-        // Prepared by producers that lost their connection: nobody knows what was to become of them.
-        for name in scene.column("SELECT gid FROM pg_prepared_xacts").await? {
-            scene.run(&format!("ROLLBACK PREPARED '{name}'")).await?;
-        }
+        load::end_prepared(scene, "true").await?;
         load::resume_parked(scene).await?;
         let now = scene.ask(left).await?;
         if now == "0" && scene.ask("SELECT count(*) FROM pg_task.running").await? == "0" {

@@ -180,7 +180,7 @@ impl Line {
                 };
                 Entry::Ended(seq.parse()?, token.parse()?, end)
             }
-            ("intended", [plan @ ..]) => Entry::Intended(plan.join(" ").parse()?),
+            ("intended", plan) => Entry::Intended(plan.join(" ").parse()?),
             ("parked", ["tried", tried, error @ ..]) => Entry::Parked(tried.parse()?, error.join(" ")),
             ("resuming", []) => Entry::Resuming,
             ("rolled-back", []) => Entry::RolledBack,

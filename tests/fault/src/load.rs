@@ -190,9 +190,10 @@ pub async fn meddle(scene: Arc<Scene>, seed: u64) {
         tokio::time::sleep(Duration::from_millis(rng.u64(50..400))).await;
         let _pass = scene.gate.read().await;
         // The server may be down: then there is nothing to meddle with.
-        let _ = match rng.u32(0..3) {
+        let _ = match rng.u32(0..4) {
             0 => cancel_one(&scene).await,
             1 => change_one(&scene).await,
+            2 => end_prepared(&scene, "prepared < now() - interval '3 s' AND gid LIKE 'load-%'").await,
             _ => resume_parked(&scene).await.map(|_| ()),
         };
     }
@@ -215,6 +216,18 @@ async fn change_one(scene: &Scene) -> anyhow::Result<()> {
             "UPDATE pg_task.task SET queue = 'changed', priority = -1, wakeup_at = now() WHERE id = '{id}'"
         ))
         .await
+}
+
+/// Rolls back what producers have prepared that lost their connection: it holds locks, and nobody knows what was to become of it.
+///
+/// # Errors
+/// When the server is not there.
+pub async fn end_prepared(scene: &Scene, which: &str) -> anyhow::Result<()> {
+    for name in scene.column(&format!("SELECT gid FROM pg_prepared_xacts WHERE {which}")).await? {
+        // Its producer may be about to commit it after all: then one of the two finds it gone.
+        let _ = scene.run(&format!("ROLLBACK PREPARED '{name}'")).await;
+    }
+    Ok(())
 }
 
 async fn some_task(scene: &Scene, which: &str) -> anyhow::Result<Option<(String, u64)>> {
