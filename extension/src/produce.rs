@@ -23,15 +23,10 @@ thread_local! {
         &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::JSONBOID, pg_sys::TIMESTAMPTZOID],
     ) };
     static INSERT_MANY: Statement = const { Statement::new(
-        c"INSERT INTO pg_task.task (id, queue, priority, step, wakeup_at) \
-          SELECT d.id, $3, $4, d.step, $5 FROM unnest($1, $2) AS d (id, step)",
-        &[
-            pg_sys::UUIDARRAYOID,
-            pg_sys::JSONBARRAYOID,
-            pg_sys::TEXTOID,
-            pg_sys::INT2OID,
-            pg_sys::TIMESTAMPTZOID,
-        ],
+        // In the list of columns the array is unpacked one by one; in FROM it would be copied first.
+        c"INSERT INTO pg_task.task (queue, priority, step, wakeup_at) \
+          SELECT $2, $3, pg_catalog.unnest($1), $4 RETURNING id",
+        &[pg_sys::JSONBARRAYOID, pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::TIMESTAMPTZOID],
     ) };
     static INSERT_ROW: Statement = const { Statement::new(
         c"INSERT INTO pg_task.task (id, queue, priority, step) VALUES ($1, $2, $3, \
@@ -133,16 +128,16 @@ fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
         Some(due) => finite(due.value() as i64, "wakeup_at")?,
         None => spi::transaction_time(),
     };
-    let ids: Vec<TaskId> = steps.iter().map(|_| uuid7::new()).collect();
-    let ids_datum = spi::uuid_array(ids.iter());
-    if !ids.is_empty() {
+    let ids: Vec<TaskId> = if steps.is_empty() {
+        Vec::new()
+    } else {
         spi::connected(|spi| {
-            let arguments =
-                [ids_datum, Some(steps_datum), Some(place.queue), spi::int(place.priority), spi::int(due)];
-            INSERT_MANY.with(|statement| statement.run(spi, &arguments, false));
-        });
-    }
-    Ok(ids_datum)
+            let arguments = [Some(steps_datum), Some(place.queue), spi::int(place.priority), spi::int(due)];
+            let rows = INSERT_MANY.with(|statement| statement.run(spi, &arguments, false));
+            (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
+        })
+    };
+    Ok(spi::uuid_array(ids.iter()))
 }
 sql_function!(
     "enqueue_many_wrapper",
