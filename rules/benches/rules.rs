@@ -1,7 +1,6 @@
 //! What a rule costs for each task, from a thousand tasks to ten million: the ready set, the claims, the due book.
 //!
 //! `cargo bench --package pg_task_rules`. The times are for all elements of a size; the throughput is per element.
-#![expect(missing_docs, reason = "the macros of criterion make functions without any")]
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -16,13 +15,13 @@ use criterion::criterion_main;
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::Board;
-use pg_task_rules::board::Claim;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::Head;
 use pg_task_rules::board::Lane;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Registration;
 use pg_task_rules::board::Sizes;
+use pg_task_rules::board::Taken;
 use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::due::DueBook;
 use pg_task_rules::due::LaneKey;
@@ -30,6 +29,7 @@ use pg_task_rules::due::Offered;
 use pg_task_rules::due::RowKey;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
 
 const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 
@@ -91,13 +91,18 @@ fn id(number: usize) -> TaskId {
     id
 }
 
+/// A hundred rows fit on a page, about.
+fn place(number: usize) -> Place {
+    Place { block: (number / 100) as u32, position: (number % 100) as u16 + 1 }
+}
+
 fn push_all(board: &mut Board<'_>, tasks: usize) {
     for number in 0..tasks {
-        black_box(board.push_ready(id(number), number as Micros, QueueId(0), 0));
+        black_box(board.push_ready(id(number), number as Micros, QueueId(0), 0, place(number)));
     }
 }
 
-fn claim_all(board: &mut Board<'_>, worker: usize, tasks: usize) -> Vec<Claim> {
+fn claim_all(board: &mut Board<'_>, worker: usize, tasks: usize) -> Vec<Taken> {
     let mut claims = Vec::with_capacity(tasks);
     while claims.len() < tasks {
         let before = claims.len();
@@ -134,8 +139,8 @@ fn board(criterion: &mut Criterion) {
                         let pushed = began.elapsed();
                         let claims = claim_all(&mut board, worker, tasks);
                         let claimed = began.elapsed();
-                        for claim in &claims {
-                            assert!(board.end_claim(&claim.id, claim.token), "the claim is held");
+                        for taken in &claims {
+                            assert!(board.end_claim(&taken.claim.id, taken.claim.token), "the claim is held");
                         }
                         spent += match part {
                             Part::Push => pushed,
@@ -159,8 +164,8 @@ fn due_book(criterion: &mut Criterion) {
     for tasks in SIZES {
         group.throughput(Throughput::Elements(tasks as u64));
         group.bench_function(BenchmarkId::from_parameter(tasks), |bencher| {
-            let rows: Vec<RowKey> =
-                (0..tasks).map(|number| RowKey { due: number as Micros, id: id(number) }).collect();
+            let row = |number| (RowKey { due: number as Micros, id: id(number) }, place(number));
+            let rows: Vec<(RowKey, Place)> = (0..tasks).map(row).collect();
             bencher.iter(|| {
                 let mut book = DueBook::new(tasks.min(100_000), BATCH);
                 book.rescan(Micros::MIN);
@@ -168,10 +173,10 @@ fn due_book(criterion: &mut Criterion) {
                 let now = tasks as Micros;
                 let mut offered = 0;
                 while let Some(read) = book.next_read(now) {
-                    let from = rows.partition_point(|row| *row < read.from);
+                    let from = rows.partition_point(|row| row.0 < read.from);
                     let found = &rows[from..rows.len().min(from + read.limit)];
                     book.read_done(&read, found);
-                    book.offer_due(now, |_, row| {
+                    book.offer_due(now, |_, row, _| {
                         black_box(row);
                         offered += 1;
                         Offered::Taken
