@@ -83,18 +83,46 @@ impl Board<'_> {
         self.head.free = if self.entries.is_empty() { NIL } else { 0 };
     }
 
-    /// The number of a queue's name; none when all the places for names are in use by queues that have tasks here.
+    /// The number of a queue's name; none when all the places for names are in use by queues that have tasks here or workers that named
+    /// them.
+    ///
+    /// The number holds until the next name that is new, unless something refers to it by then.
     pub fn intern(&mut self, name: &QueueName) -> Option<QueueId> {
         let known = usize::from(self.head.queues);
         if let Some(index) = self.queues[..known].iter().position(|queue| queue == name) {
             return Some(QueueId(index as u16));
         }
-        if known == self.queues.len() {
-            return None;
+        let index = if known < self.queues.len() {
+            self.head.queues += 1;
+            known
+        } else {
+            self.free_queue()?
+        };
+        self.queues[index] = *name;
+        Some(QueueId(index as u16))
+    }
+
+    /// A place for a name when all were given away. Names that nothing refers to are forgotten, all at once, so that the next new names
+    /// find a place without a look at every task.
+    fn free_queue(&mut self) -> Option<usize> {
+        let empty = |queues: &[QueueName]| queues.iter().position(|queue| *queue == QueueName::EMPTY);
+        if let Some(index) = empty(self.queues) {
+            return Some(index);
         }
-        self.queues[known] = *name;
-        self.head.queues += 1;
-        Some(QueueId(known as u16))
+        // One bit for each number there can be.
+        let mut used = [0_u64; (u16::MAX as usize + 1) / 64];
+        let mut mark = |queue: QueueId| used[usize::from(queue.0) / 64] |= 1 << (queue.0 % 64);
+        self.entries
+            .iter()
+            .filter(|entry| entry.state != EntryState::Free)
+            .for_each(|entry| mark(entry.queue));
+        self.workers.iter().flat_map(WorkerSlot::queues).for_each(|queue| mark(*queue));
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if used[index / 64] & 1 << (index % 64) == 0 {
+                *queue = QueueName::EMPTY;
+            }
+        }
+        empty(self.queues)
     }
 
     /// The name behind a number.

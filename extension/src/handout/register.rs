@@ -7,6 +7,7 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::AssertedRow;
+use pg_task_rules::board::Board;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::MAX_KINDS;
@@ -78,8 +79,7 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
 
     let (place, registration) = slot.with_board(|board| {
         find_worker(board, &id)?;
-        let queues: Option<Vec<QueueId>> = queues.iter().map(|queue| board.intern(queue)).collect();
-        let queues = queues.ok_or(Error::QueuesFull)?;
+        let queues = intern_all(board, &queues).ok_or(Error::QueuesFull)?;
         let registration = Registration {
             id,
             name: Label::new(&name),
@@ -112,6 +112,17 @@ sql_function!(
         held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer)
      RETURNS record (channel text, refused uuid[], registration bigint)"
 );
+
+/// The numbers of queues' names. Nothing refers to the first ones yet when room is made for a later one: then they are looked up again.
+fn intern_all(board: &mut Board<'_>, names: &[QueueName]) -> Option<Vec<QueueId>> {
+    for _ in 0..2 {
+        let ids: Vec<QueueId> = names.iter().map(|name| board.intern(name)).collect::<Option<_>>()?;
+        if ids.iter().zip(names).all(|(id, name)| board.queue_name(*id) == *name) {
+            return Some(ids);
+        }
+    }
+    None
+}
 
 /// Renews the claims that the worker says it holds, gives those back that it does not know of, and returns those that are not
 /// its own any more.

@@ -110,6 +110,32 @@ fn a_worker_gets_tasks_of_its_queues_only() {
 }
 
 #[test]
+fn names_of_queues_make_room_when_no_task_and_no_worker_refers_to_them() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let name = |text: &str| QueueName::new(text).expect("a short name");
+    let [ready, claimed, named] =
+        ["ready", "claimed", "named"].map(|text| board.intern(&name(text)).expect("three places"));
+    let worker =
+        board.register(&Registration { queues: &[claimed, named], ..registration(1) }, 0).expect("free");
+    board.push_ready(id(1), 1, ready, 0, Place::UNKNOWN);
+    board.push_ready(id(2), 1, claimed, 0, Place::UNKNOWN);
+    let claim = claim_all(&mut board, worker, 1, 10)[0];
+    assert_eq!(board.intern(&name("new")), None);
+
+    // The worker names another queue from now on; the claim still refers to its own.
+    board.register(&Registration { queues: &[ready], ..registration(1) }, 0).expect("known");
+    assert_eq!(board.intern(&name("new")), Some(named));
+    assert_eq!(board.queue_name(claimed), name("claimed"));
+    board.push_ready(id(3), 1, named, 0, Place::UNKNOWN);
+    assert_eq!(board.intern(&name("newer")), None);
+    assert!(board.end_claim(&claim.id, claim.token));
+    assert_eq!(board.intern(&name("newer")), Some(claimed));
+    assert_eq!(board.queue_name(ready), name("ready"));
+    assert_eq!(board.queue_name(named), name("new"));
+}
+
+#[test]
 fn a_full_board_says_so_and_has_room_again_after_a_claim_ends() {
     let mut memory = small();
     let mut board = memory.board();

@@ -39,3 +39,33 @@ async fn a_claim_that_was_written_down_is_taken_back_when_its_worker_leaves_or_r
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn more_queues_than_memory_has_names_for_are_served_one_after_the_other() -> Result<()> {
+    let db = database().await?;
+    let mut session = db.session().await?;
+    session.run(&format!("SELECT pg_task.register({WORKER})")).await?;
+    let done = format!(
+        "WITH task AS (SELECT array_agg(id) AS ids, array_agg(fence) AS fences, array_agg(token) AS tokens
+            FROM pg_task.exchange({WORKER}, 100) WHERE event = 0)
+         SELECT count(*) FROM task, pg_task.exchange({WORKER}, 0, ids, fences, tokens)"
+    );
+    // There is place for 1024 names.
+    for round in 0..4 {
+        session
+            .run(&format!(
+                "SELECT pg_task.enqueue_many(ARRAY['{{\"A\":{{\"B\":1}}}}'::jsonb], 'queue-{round}-' || n) FROM generate_series(1, 400) AS n"
+            ))
+            .await?;
+        db.until(&format!("SELECT ({done}) >= 0 AND NOT EXISTS (SELECT FROM pg_task.task)")).await?;
+    }
+    // A worker that names queues gets those, whatever names were given up for theirs.
+    session.run(&format!("SELECT pg_task.leave({WORKER})")).await?;
+    let names: Vec<String> = (0..32).map(|n| format!("mine-{n}")).collect();
+    session.run(&format!("SELECT pg_task.register({WORKER}, queues => '{{{}}}')", names.join(","))).await?;
+    assert_eq!(
+        session.ask("SELECT array_to_string(queues, ',') FROM pg_task.workers").await?,
+        names.join(",")
+    );
+    Ok(())
+}
