@@ -26,7 +26,7 @@ CREATE TABLE pg_task.task (
     CONSTRAINT task_fence_is_not_negative CHECK (fence OPERATOR(pg_catalog.>=) 0),
     CONSTRAINT task_tried_is_not_negative CHECK (tried OPERATOR(pg_catalog.>=) 0),
     CONSTRAINT task_lock_is_whole CHECK ((locked_by IS NULL) OPERATOR(pg_catalog.=) (locked_at IS NULL)),
-    CONSTRAINT task_queue_is_a_name CHECK (pg_catalog.octet_length(queue) BETWEEN 1 AND 63),
+    CONSTRAINT task_queue_is_a_name CHECK (pg_catalog.octet_length(queue) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(queue) OPERATOR(pg_catalog.<=) 63),
     CONSTRAINT task_step_has_a_name CHECK (pg_task.step_is_valid(step))
 )
 -- Room on each page for the next steps of its tasks: an UPDATE that finds room there touches no index (HOT).
@@ -97,13 +97,15 @@ CREATE TRIGGER task_insert BEFORE INSERT ON pg_task.task
 CREATE TRIGGER task_update BEFORE UPDATE ON pg_task.task
     FOR EACH ROW WHEN (
         old.fence OPERATOR(pg_catalog.=) new.fence
-        AND (old.step IS DISTINCT FROM new.step
-            OR old.wakeup_at IS DISTINCT FROM new.wakeup_at
-            OR old.queue IS DISTINCT FROM new.queue
-            OR old.priority IS DISTINCT FROM new.priority
-            OR old.error IS DISTINCT FROM new.error
-            OR old.tried IS DISTINCT FROM new.tried
-            OR old.id IS DISTINCT FROM new.id)
+        -- IS DISTINCT FROM would look for its operator along the search_path.
+        AND (old.step OPERATOR(pg_catalog.<>) new.step
+            OR old.wakeup_at OPERATOR(pg_catalog.<>) new.wakeup_at
+            OR old.queue OPERATOR(pg_catalog.<>) new.queue
+            OR old.priority OPERATOR(pg_catalog.<>) new.priority
+            OR (old.error IS NULL) OPERATOR(pg_catalog.<>) (new.error IS NULL)
+            OR old.error OPERATOR(pg_catalog.<>) new.error
+            OR old.tried OPERATOR(pg_catalog.<>) new.tried
+            OR old.id OPERATOR(pg_catalog.<>) new.id)
     ) EXECUTE FUNCTION pg_task.on_update();
 CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
     FOR EACH ROW WHEN (new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();

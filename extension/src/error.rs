@@ -272,7 +272,9 @@ impl Error {
             Self::Prepare => "Call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
-            Self::QueuesFull => "Use fewer queues at a time.".into(),
+            Self::QueuesFull => {
+                "1,024 queues can have tasks in memory or be named by workers at a time: let workers take all queues, or use fewer.".into()
+            }
             Self::Standby => "Connect to the primary.".into(),
             Self::StepName { .. } => "Write it as Task/Step.".into(),
             Self::StepShape { .. } => r#"Write {"Task": {"Step": payload}}, for example {"Greeter": {"SayHello": {"name": "you"}}}."#.into(),

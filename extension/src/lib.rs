@@ -26,6 +26,7 @@ mod tests;
 mod triggers;
 mod utility_hook;
 mod uuid7;
+mod version;
 
 pg_module_magic!(name = c"pg_task", version = c"0.1.0");
 
@@ -35,7 +36,8 @@ extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["t
 extension_sql_file!("../../sql/40_work.sql", name = "work", requires = ["produce"]);
 extension_sql_file!("../../sql/50_operate.sql", name = "operate", requires = ["work"]);
 extension_sql_file!("../../sql/60_views.sql", name = "views", requires = ["operate"]);
-extension_sql_file!("../../sql/70_grants.sql", name = "grants", requires = ["views"]);
+extension_sql_file!("../../sql/65_problems.sql", name = "problems", requires = ["views"]);
+extension_sql_file!("../../sql/70_grants.sql", name = "grants", requires = ["problems"]);
 
 /// Called when the library is loaded: by the postmaster at its start if it is preloaded, else by the first session that uses it.
 #[pg_guard]

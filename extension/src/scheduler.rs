@@ -18,6 +18,7 @@ use crate::guc;
 use crate::shmem;
 use crate::shmem::Slot;
 use crate::shmem::State;
+use crate::version;
 use tick::Ticker;
 
 pub use beat::unwrite;
@@ -111,6 +112,18 @@ fn extension_oid() -> Option<u32> {
     (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
 }
 
+/// Says once when this database's extension is of another version than the library, which serves it all the same. Returns what was said.
+fn tell_of_versions(slot: Slot, told: Option<String>) -> Option<String> {
+    let difference = background::transaction(version::difference).ok().flatten();
+    if let Some(difference) = &difference
+        && told != Some(difference.clone())
+    {
+        pgrx::warning!("pg_task scheduler: {difference}");
+        slot.control().set_error(difference, background::now());
+    }
+    difference
+}
+
 /// The main loop. Returns when the extension is gone.
 fn run(slot: Slot, extension: u32) {
     let control = slot.control();
@@ -118,12 +131,16 @@ fn run(slot: Slot, extension: u32) {
     let mut failures = 0_u32;
     let mut last_error = String::new();
     let mut check_at = Micros::MAX;
+    let mut told = tell_of_versions(slot, None);
     loop {
         let now = background::now();
         if control.recheck.swap(false, SeqCst) || now >= check_at {
             check_at = Micros::MAX;
             match background::transaction(extension_oid) {
-                Ok(Some(found)) if found == extension => ticker.forget(),
+                Ok(Some(found)) if found == extension => {
+                    ticker.forget();
+                    told = tell_of_versions(slot, told);
+                }
                 Ok(None) => return slot.free(),
                 Ok(Some(_)) => {
                     // Dropped and made anew: begin from nothing.
@@ -137,6 +154,9 @@ fn run(slot: Slot, extension: u32) {
         control.ticks.fetch_add(1, Relaxed);
         let wake = match ticker.tick() {
             Ok(wake) => {
+                if failures > 0 {
+                    control.set_state(ticker.state());
+                }
                 failures = 0;
                 last_error.clear();
                 control.start_failures.store(0, Relaxed);
@@ -145,6 +165,7 @@ fn run(slot: Slot, extension: u32) {
             Err(error) => {
                 control.failures.fetch_add(1, Relaxed);
                 control.set_error(&error, now);
+                control.set_state(State::BackingOff);
                 if error != last_error {
                     pgrx::warning!("pg_task scheduler: a tick failed and will be tried again: {error}");
                     last_error = error;

@@ -83,46 +83,63 @@ impl Board<'_> {
         self.head.free = if self.entries.is_empty() { NIL } else { 0 };
     }
 
-    /// The number of a queue's name; none when all the places for names are in use by queues that have tasks here or workers that named
-    /// them.
-    ///
-    /// The number holds until the next name that is new, unless something refers to it by then.
+    /// The number of a queue's name; none when all the places for names are in use by queues
+    /// that have tasks here or that a worker names.
     pub fn intern(&mut self, name: &QueueName) -> Option<QueueId> {
         let known = usize::from(self.head.queues);
         if let Some(index) = self.queues[..known].iter().position(|queue| queue == name) {
             return Some(QueueId(index as u16));
         }
-        let index = if known < self.queues.len() {
+        let place = if known < self.queues.len() {
             self.head.queues += 1;
             known
         } else {
-            self.free_queue()?
+            self.forget_unused_queues();
+            self.queues.iter().position(|queue| *queue == QueueName::EMPTY)?
         };
-        self.queues[index] = *name;
-        Some(QueueId(index as u16))
+        self.queues[place] = *name;
+        Some(QueueId(place as u16))
     }
 
-    /// A place for a name when all were given away. Names that nothing refers to are forgotten, all at once, so that the next new names
-    /// find a place without a look at every task.
-    fn free_queue(&mut self) -> Option<usize> {
-        let empty = |queues: &[QueueName]| queues.iter().position(|queue| *queue == QueueName::EMPTY);
-        if let Some(index) = empty(self.queues) {
-            return Some(index);
+    /// The numbers of several names, which stay valid together. False when there is no place for all of them.
+    pub fn intern_all(&mut self, names: &[QueueName], out: &mut Vec<QueueId>) -> bool {
+        // Names that nothing uses yet must not be forgotten for the sake of the next one.
+        if usize::from(self.head.queues) + names.len() > self.queues.len() {
+            self.forget_unused_queues();
         }
-        // One bit for each number there can be.
+        for name in names {
+            let known = usize::from(self.head.queues);
+            let place = self.queues[..known]
+                .iter()
+                .position(|queue| queue == name)
+                .or_else(|| self.queues[..known].iter().position(|queue| *queue == QueueName::EMPTY))
+                .or((known < self.queues.len()).then_some(known));
+            let Some(place) = place else { return false };
+            if place == known {
+                self.head.queues += 1;
+            }
+            self.queues[place] = *name;
+            out.push(QueueId(place as u16));
+        }
+        true
+    }
+
+    /// Frees the places of names that no task here and no worker has. A look at every entry: done only when all places are taken.
+    fn forget_unused_queues(&mut self) {
         let mut used = [0_u64; (u16::MAX as usize + 1) / 64];
         let mut mark = |queue: QueueId| used[usize::from(queue.0) / 64] |= 1 << (queue.0 % 64);
         self.entries
             .iter()
             .filter(|entry| entry.state != EntryState::Free)
             .for_each(|entry| mark(entry.queue));
-        self.workers.iter().flat_map(WorkerSlot::queues).for_each(|queue| mark(*queue));
+        for slot in self.workers.iter().filter(|slot| slot.state != WorkerState::Free) {
+            slot.queues().iter().for_each(|queue| mark(*queue));
+        }
         for (index, queue) in self.queues.iter_mut().enumerate() {
-            if used[index / 64] & 1 << (index % 64) == 0 {
+            if used[index / 64] & (1 << (index % 64)) == 0 {
                 *queue = QueueName::EMPTY;
             }
         }
-        empty(self.queues)
     }
 
     /// The name behind a number.

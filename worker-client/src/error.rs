@@ -30,6 +30,11 @@ pub enum Error {
     /// Never returned: a worker whose lease has run out drops its steps and goes on. Of the crate pg_task 1.0, as above.
     #[error("the task's lease has run out")]
     TaskLeaseExpired,
+    /// The server does not speak this crate's version of the worker protocol.
+    #[error(
+        "the server refuses a worker that speaks protocol {0}: update the extension (ALTER EXTENSION pg_task UPDATE) or this program, whichever is older"
+    )]
+    Protocol(i32, #[source] sqlx::Error),
     /// The worker's settings do not fit together.
     #[error("the worker can't start: {0}")]
     Settings(&'static str),

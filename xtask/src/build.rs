@@ -12,9 +12,13 @@ use crate::setup;
 
 /// A private tree with the extension, built in the release profile.
 pub fn tree() -> anyhow::Result<Tree> {
-    let install = setup::ensure()?;
-    let library = extension(&install)?;
-    let tree = Tree::prepare(&install, "pg")?;
+    tree_of(&setup::ensure()?)
+}
+
+/// The same for any installed version.
+pub fn tree_of(install: &PgInstall) -> anyhow::Result<Tree> {
+    let library = extension(install)?;
+    let tree = Tree::prepare(install, "pg")?;
     tree.install_extension(&library)?;
     Ok(tree)
 }

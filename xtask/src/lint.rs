@@ -9,6 +9,7 @@ use pg_task_cluster::workspace_root;
 
 use crate::build::cargo;
 use crate::setup;
+use crate::snapshot;
 
 /// A file longer than this is two things.
 const MAX_LINES: usize = 800;
@@ -57,6 +58,7 @@ fn tidy() -> anyhow::Result<()> {
             }
         }
     }
+    complaints.extend(snapshot::complaints()?);
     if !complaints.is_empty() {
         bail!("{}", complaints.join("\n"));
     }

@@ -1,6 +1,7 @@
-//! Development commands: `cargo xtask demo|test|lint|cluster|bench|fault`.
+//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault` and a few more.
 #![expect(clippy::print_stdout, reason = "commands speak to people")]
 
+mod audit;
 mod bench;
 mod build;
 mod cluster;
@@ -8,11 +9,14 @@ mod demo;
 mod endpoint;
 mod fault;
 mod lint;
+mod majors;
 mod python;
 mod setup;
+mod snapshot;
 mod test;
 
 use clap::Parser;
+use pg_task_cluster::DEFAULT_MAJOR;
 
 /// Development commands of pg_task.
 #[derive(Parser)]
@@ -25,7 +29,24 @@ enum Command {
         keep: bool,
     },
     /// Run every test of the project.
-    Test,
+    Test {
+        /// On every supported version of PostgreSQL, not only on Debian 12's; what is missing is downloaded.
+        #[arg(long)]
+        all_majors: bool,
+        /// On these versions only, separated by commas.
+        #[arg(long, value_delimiter = ',', conflicts_with = "all_majors")]
+        majors: Vec<u32>,
+    },
+    /// Build the extension for one version and put it into the private tree that the tests use.
+    BuildTree {
+        /// The major version.
+        #[arg(default_value_t = DEFAULT_MAJOR)]
+        major: u32,
+    },
+    /// Check the SQL for what a hostile search_path could shadow, and the dependencies' licences, sources and versions.
+    Audit,
+    /// Keep the install script of the version that is about to be released, for the tests of later upgrades.
+    Snapshot,
     /// Check formatting, clippy and the shape of the tree.
     Lint,
     /// A private server of your own, with the extension.
@@ -50,7 +71,12 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Demo { keep } => demo::run(keep),
-        Command::Test => test::run(),
+        Command::Test { all_majors: true, .. } => test::run(&majors::ALL),
+        Command::Test { majors, .. } if majors.is_empty() => test::run(&[DEFAULT_MAJOR]),
+        Command::Test { majors, .. } => test::run(&majors),
+        Command::BuildTree { major } => build::tree_of(&majors::ensure(major)?).map(drop),
+        Command::Audit => audit::run(),
+        Command::Snapshot => snapshot::run(),
         Command::Lint => lint::run(),
         Command::Cluster(command) => cluster::run(command),
         Command::Bench { arguments } => bench::run(&arguments),

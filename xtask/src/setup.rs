@@ -7,10 +7,8 @@ use std::process::Command;
 
 use anyhow::Context;
 use anyhow::bail;
+use pg_task_cluster::DEFAULT_MAJOR as MAJOR;
 use pg_task_cluster::PgInstall;
-
-/// The major version that everything is built for by default: Debian 12's.
-pub const MAJOR: u32 = 15;
 
 /// Finds what is needed, installs what is missing where it can, and says what to install where it cannot.
 pub fn ensure() -> anyhow::Result<PgInstall> {
@@ -20,6 +18,14 @@ pub fn ensure() -> anyhow::Result<PgInstall> {
     }
     PgInstall::find(MAJOR)
         .context("PostgreSQL was installed but is not found: set PG_CONFIG to its pg_config")
+}
+
+/// Makes sure that a program is there, by the Debian package that has it.
+pub fn ensure_program(program: &str, package: &str) -> anyhow::Result<()> {
+    if Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    install(&[package.to_owned()])
 }
 
 /// Installs Debian packages, or says what to install.

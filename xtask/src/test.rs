@@ -9,16 +9,18 @@ use pg_task_cluster::Account;
 use pg_task_cluster::PgInstall;
 use pg_task_cluster::Tree;
 
+use crate::audit;
 use crate::build;
 use crate::build::cargo;
 use crate::fault;
+use crate::majors;
 use crate::python;
 use crate::setup;
 
 /// pgrx, pgrx-tests and cargo-pgrx must have the same version.
 const CARGO_PGRX: &str = "0.18.1";
 
-pub fn run() -> anyhow::Result<()> {
+pub fn run(majors: &[u32]) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut stages = 0;
     let mut stage = |name: &str| {
@@ -26,20 +28,32 @@ pub fn run() -> anyhow::Result<()> {
         println!("\n== {name} ({} s so far)", began.elapsed().as_secs());
     };
     stage("what is needed");
-    let install = setup::ensure()?;
+    let installs =
+        majors.iter().map(|&major| majors::ensure(major)).collect::<anyhow::Result<Vec<PgInstall>>>()?;
     stage("unit, property and documentation tests");
     setup::run(cargo().args(["test", "--workspace", "--exclude", "pg_task", "--exclude", "pg_task_e2e"]))?;
-    stage("the extension, built and put into a private tree");
-    let tree = build::tree()?;
+    stage("the SQL and the dependencies, audited");
+    audit::run()?;
     stage("a Python environment");
     python::ensure()?;
-    stage("end-to-end tests: real clusters, real worker processes");
-    drop(tree);
-    setup::run(cargo().args(["test", "--package", "pg_task_e2e"]))?;
+    for install in &installs {
+        let major = install.major;
+        stage(&format!("PostgreSQL {major}: the extension, built and put into a private tree"));
+        build::tree_of(install)?;
+        stage(&format!("PostgreSQL {major}: end-to-end tests with real clusters and real worker processes"));
+        setup::run(
+            cargo().args(["test", "--package", "pg_task_e2e"]).env("PG_TASK_MAJOR", major.to_string()),
+        )?;
+        stage(&format!("PostgreSQL {major}: tests inside the server"));
+        inside_the_server(install)?;
+    }
     stage("faults under load: a fixed seed and a fresh one");
     fault::test()?;
-    stage("tests inside the server");
-    inside_the_server(&install)?;
+    if [16, 18].iter().all(|major| majors.contains(major)) {
+        stage("pg_upgrade from PostgreSQL 16 to 18");
+        let upgrade = ["test", "--package", "pg_task_e2e", "--test", "upgrade", "--", "--ignored"];
+        setup::run(cargo().args(upgrade))?;
+    }
     println!(
         "\ntest result: ok. {stages} stages passed; 0 failed; finished in {} s",
         began.elapsed().as_secs()

@@ -1,6 +1,8 @@
 //! `pg_task.exchange`, `pg_task.exchange_packed` and `pg_task.heartbeat`.
 
 use pg_task_rules::TaskId;
+use pg_task_rules::WorkerId;
+use pg_task_rules::board::Board;
 use pg_task_rules::board::Entry;
 use pgrx::pg_sys::Datum;
 
@@ -12,6 +14,7 @@ use super::output::Event;
 use super::output::Output;
 use super::output::Packed;
 use super::results;
+use super::results::StepResult;
 use super::serving_slot;
 use super::unsettled;
 use crate::background;
@@ -68,7 +71,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     // Memory may know better than the rows: a task may have been handed out again since.
     let mut held: Vec<Option<Entry>> = Vec::with_capacity(results.len());
     let caller = slot.with_board(|board| {
-        held.extend(results.iter().map(|result| board.claim_of(&result.id).copied()));
+        held.extend(results.iter().map(|result| held_claim(board, result, &worker_id)));
         let place = find_worker(board, &worker_id)?
             .filter(|&place| registration.is_none_or(|got| got == i64::from(board.workers[place].generation)))
             .filter(|&place| board.heard(place, now));
@@ -99,6 +102,17 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
         Some(_) => {}
     }
     Ok(output.finish())
+}
+
+/// What memory knows of a result's task. A claim of another worker is as stale for this one as a claim under another token,
+/// whatever token it names.
+fn held_claim(board: &Board<'_>, result: &StepResult, worker: &WorkerId) -> Option<Entry> {
+    let mut entry = *board.claim_of(&result.id)?;
+    let own = board.holder(&entry).is_some_and(|place| board.workers[place].id == *worker);
+    if !own && entry.token == result.token {
+        entry.token = entry.token.wrapping_add(1);
+    }
+    Some(entry)
 }
 
 fn heartbeat(call: &mut Call) -> Result<Option<Datum>, Error> {

@@ -7,7 +7,6 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::AssertedRow;
-use pg_task_rules::board::Board;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::MAX_KINDS;
@@ -45,7 +44,8 @@ thread_local! {
     /// Workers that are given up when this connection ends.
     static BOUND: RefCell<Vec<WorkerId>> = const { RefCell::new(Vec::new()) };
     static HELD: Statement = const { Statement::new(
-        c"SELECT t.id, t.fence, t.wakeup_at, t.queue, t.priority, t.locked_by IS NOT NULL, t.step FROM pg_task.task AS t \
+        c"SELECT t.id, t.fence, t.wakeup_at, t.queue, t.priority, t.locked_by IS NOT NULL, t.step, \
+            t.locked_at OPERATOR(pg_catalog.=) t.updated_at FROM pg_task.task AS t \
           WHERE t.id OPERATOR(pg_catalog.=) ANY ($1) AND t.error IS NULL",
         &[pg_sys::UUIDARRAYOID],
     ) };
@@ -79,11 +79,14 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
 
     let (place, registration) = slot.with_board(|board| {
         find_worker(board, &id)?;
-        let queues = intern_all(board, &queues).ok_or(Error::QueuesFull)?;
+        let mut numbers: Vec<QueueId> = Vec::with_capacity(queues.len());
+        if !board.intern_all(&queues, &mut numbers) {
+            return Err(Error::QueuesFull);
+        }
         let registration = Registration {
             id,
             name: Label::new(&name),
-            queues: &queues,
+            queues: &numbers,
             kinds: kinds.as_deref(),
             lease,
             role,
@@ -112,17 +115,6 @@ sql_function!(
         held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer)
      RETURNS record (channel text, refused uuid[], registration bigint)"
 );
-
-/// The numbers of queues' names. Nothing refers to the first ones yet when room is made for a later one: then they are looked up again.
-fn intern_all(board: &mut Board<'_>, names: &[QueueName]) -> Option<Vec<QueueId>> {
-    for _ in 0..2 {
-        let ids: Vec<QueueId> = names.iter().map(|name| board.intern(name)).collect::<Option<_>>()?;
-        if ids.iter().zip(names).all(|(id, name)| board.queue_name(*id) == *name) {
-            return Some(ids);
-        }
-    }
-    None
-}
 
 /// Renews the claims that the worker says it holds, gives those back that it does not know of, and returns those that are not
 /// its own any more.
@@ -164,6 +156,8 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                 priority: rows.int2(row, 5).unwrap_or(0),
                 kind: name.map_or(Kind::ANY, |name| name.kind()),
                 written: rows.bool(row, 6),
+                // A claim in writing changes and locks the row at one moment; one that is written behind does not.
+                counted: rows.bool(row, 8),
             };
             found.insert(id, (queue, asserted));
         }
@@ -175,6 +169,12 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                         && board.assert_claim(place, &held.claim, &AssertedRow { queue, ..*row }, now)
                 });
                 if !granted {
+                    let own =
+                        board.claim_of(&held.claim.id).and_then(|entry| board.holder(entry)) == Some(place);
+                    if own {
+                        // The row has changed since: let it be read again, or nobody would ever be given it.
+                        board.give_back(&held.claim.id, held.claim.token);
+                    }
                     refused.push(held.claim.id);
                 }
             }

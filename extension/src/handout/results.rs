@@ -47,7 +47,8 @@ thread_local! {
     static UPDATE: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET \
             step = COALESCE(d.step, t.step), wakeup_at = COALESCE(d.wakeup_at, t.wakeup_at), error = d.error, \
-            tried = CASE WHEN d.step IS NULL THEN t.tried OPERATOR(pg_catalog.+) d.add ELSE 0 END, \
+            tried = CASE WHEN d.step IS NOT NULL THEN 0 ELSE t.tried OPERATOR(pg_catalog.+) COALESCE(d.add, \
+                CASE WHEN t.locked_at OPERATOR(pg_catalog.=) t.updated_at THEN 0 ELSE 1 END) END, \
             fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
           FROM unnest($1, $2, $3, $4, $5, $6) AS d (id, fence, step, wakeup_at, error, add) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
@@ -384,9 +385,12 @@ fn update(spi: &Connected, results: &[StepResult], held: &[Option<Entry>], updat
         _ => None,
     });
     let add = updates.iter().map(|&index| {
-        let counted = held[index].is_some_and(|held| held.is_counted());
-        let fails = matches!(results[index].outcome, Outcome::Retry(_) | Outcome::Park(_));
-        spi::int(i32::from(fails && !counted))
+        // Of a claim that memory does not know, the row tells whether the attempt was counted when it was made: it was changed and
+        // locked at one moment then.
+        match results[index].outcome {
+            Outcome::Retry(_) | Outcome::Park(_) => spi::int(i32::from(!held[index]?.is_counted())),
+            _ => spi::int(0),
+        }
     });
     let arguments = [
         spi::uuid_array(chosen().map(|result| &result.id)),

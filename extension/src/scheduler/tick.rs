@@ -96,6 +96,15 @@ impl Ticker {
         }
     }
 
+    /// Where the scheduler stands when all is well.
+    pub fn state(&self) -> State {
+        if self.find_lanes_at.is_some_and(|at| at > background::now()) {
+            State::Settling
+        } else {
+            State::Running
+        }
+    }
+
     /// Begins from nothing: the board may have been emptied.
     pub fn forget(&mut self) {
         self.book = DueBook::new(BOOK_CAPACITY, READ_LIMIT);
@@ -161,8 +170,7 @@ impl Ticker {
         self.slot.control().prepared.store(true, SeqCst);
         self.has_epoch = true;
         self.rescan_at = now + guc::max_sleep().as_micros() as Micros;
-        let settling = self.find_lanes_at.is_some_and(|at| at > now);
-        self.slot.control().set_state(if settling { State::Settling } else { State::Running });
+        self.slot.control().set_state(self.state());
         Ok(())
     }
 

@@ -210,6 +210,9 @@ impl Board<'_> {
         if row.written {
             entry.flags |= WRITTEN;
         }
+        if row.counted {
+            entry.flags |= COUNTED;
+        }
         true
     }
 
@@ -417,4 +420,6 @@ pub struct AssertedRow {
     pub kind: Kind,
     /// Whether it is written down as locked.
     pub written: bool,
+    /// Whether the row counts the attempt already.
+    pub counted: bool,
 }

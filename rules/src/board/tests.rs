@@ -254,8 +254,15 @@ fn a_worker_that_comes_back_within_the_grace_keeps_its_claims() {
 fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
     let mut memory = small();
     let mut board = memory.board();
-    let row =
-        AssertedRow { fence: 3, due: 1, queue: Q, priority: 0, kind: Kind::new("a", "b"), written: false };
+    let row = AssertedRow {
+        fence: 3,
+        due: 1,
+        queue: Q,
+        priority: 0,
+        kind: Kind::new("a", "b"),
+        written: false,
+        counted: false,
+    };
     let held = Claim { id: id(1), token: 77 };
     let first = board.register(&registration(1), 0).expect("free");
     assert!(board.assert_claim(first, &held, &row, 5));
@@ -264,6 +271,24 @@ fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
     assert!(!board.assert_claim(second, &held, &row, 7));
     assert_eq!(board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN), Pushed::Present);
     assert!(board.end_claim(&held.id, 77));
+}
+
+#[test]
+fn an_asserted_claim_whose_attempt_the_row_counts_is_not_counted_again() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let row = AssertedRow {
+        fence: 3,
+        due: 1,
+        queue: Q,
+        priority: 0,
+        kind: Kind::new("a", "b"),
+        written: true,
+        counted: true,
+    };
+    let worker = board.register(&registration(1), 0).expect("free");
+    assert!(board.assert_claim(worker, &Claim { id: id(1), token: 77 }, &row, 5));
+    assert!(board.claim_of(&id(1)).is_some_and(Entry::is_counted));
 }
 
 #[test]
@@ -330,6 +355,28 @@ fn claims_are_written_down_once_when_they_are_old_enough() {
     board.take_unwritten(15, 10, &mut out);
     assert_eq!(out.iter().map(|(_, entry)| (entry.id, entry.fence)).collect::<Vec<_>>(), [(id(1), 4)]);
     assert_eq!(board.oldest_unwritten(), Some(20));
+}
+
+#[test]
+fn names_of_queues_that_nothing_uses_make_place_for_others() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let name = |n: usize| QueueName::new(&format!("queue {n}")).expect("a name");
+    let worker_queue = board.intern(&name(0)).expect("three places");
+    board.register(&Registration { queues: &[worker_queue], ..registration(1) }, 0).expect("a place is free");
+    let busy = board.intern(&name(1)).expect("three places");
+    board.push_ready(id(1), 1, busy, 0, Place::UNKNOWN);
+    for n in 2..100 {
+        assert!(board.intern(&name(n)).is_some(), "the third place is free for queue {n}");
+    }
+    assert_eq!(board.queue_name(worker_queue), name(0));
+    assert_eq!(board.queue_name(busy), name(1));
+    let mut both = Vec::new();
+    assert!(!board.intern_all(&[name(200), name(201)], &mut both), "one place for two names");
+    assert!(board.remove_ready(&id(1)));
+    both.clear();
+    assert!(board.intern_all(&[name(200), name(201)], &mut both));
+    assert_eq!(both.iter().map(|queue| board.queue_name(*queue)).collect::<Vec<_>>(), [name(200), name(201)]);
 }
 
 #[derive(Clone, Debug)]

@@ -48,10 +48,23 @@ impl Cluster {
     /// # Errors
     /// When the server does not start: its log is in the error.
     pub fn create(tree: &Tree, name: &str, settings: &[&str]) -> anyhow::Result<Self> {
-        let password = random_password()?;
-        let (cluster, password_file) = Self::prepare(tree, name, password)?;
-        cluster.init(&password_file, settings)?;
+        let cluster = Self::create_empty(tree, name, settings, &[])?;
         cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// Makes a new cluster and does not start it. `options` are for initdb.
+    ///
+    /// # Errors
+    /// When initdb fails.
+    pub fn create_empty(
+        tree: &Tree,
+        name: &str,
+        settings: &[&str],
+        options: &[&str],
+    ) -> anyhow::Result<Self> {
+        let (cluster, password_file) = Self::prepare(tree, name, random_password()?)?;
+        cluster.init(&password_file, settings, options)?;
         Ok(cluster)
     }
 
@@ -100,6 +113,18 @@ impl Cluster {
     /// The connection URL of a database.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", self.password, self.port)
+    }
+
+    /// The password of the superuser.
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// The cluster under the password that it has taken over from another one.
+    #[must_use]
+    pub fn with_password(mut self, password: &str) -> Self {
+        password.clone_into(&mut self.password);
+        self
     }
 
     /// The port on the loopback address.
@@ -210,12 +235,13 @@ impl Cluster {
         Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
     }
 
-    fn init(&self, password_file: &Path, settings: &[&str]) -> anyhow::Result<()> {
+    fn init(&self, password_file: &Path, settings: &[&str], options: &[&str]) -> anyhow::Result<()> {
         let mut command = self.command("initdb");
         command
             .arg("-D")
             .arg(self.data())
             .args(["-U", USER, "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"])
+            .args(options)
             .arg(format!("--pwfile={}", password_file.display()));
         let output = command.output().context("failed to run initdb")?;
         if !output.status.success() {

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::Context;
 
+use crate::tree::private_folder;
+
 /// An installed PostgreSQL with its headers.
 #[derive(Clone, Debug)]
 pub struct PgInstall {
@@ -16,23 +18,27 @@ pub struct PgInstall {
 }
 
 impl PgInstall {
-    /// Finds an installation of a major version that has server headers: `PG_CONFIG`, Debian's folders, then `PATH`.
+    /// Finds an installation of a major version that has server headers: `PG_CONFIG`, Debian's folders, those of
+    /// [`major_folder`], then `PATH`.
     pub fn find(major: u32) -> Option<Self> {
-        let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config"));
+        let debian = format!("/usr/lib/postgresql/{major}/bin/pg_config");
         let from_env = std::env::var_os("PG_CONFIG").map(PathBuf::from);
-        [from_env, Some(debian), Some(PathBuf::from("pg_config"))].into_iter().flatten().find_map(
-            |pg_config| {
-                let install = Self { major, pg_config };
-                let version = install.ask("--version").ok()?;
-                let found = version.split_whitespace().nth(1)?.split('.').next()?.parse::<u32>().ok()?;
-                let headers = install.ask("--includedir-server").ok()?;
-                let server = install.ask("--bindir").ok()?;
-                let whole = found == major
-                    && Path::new(&headers).join("postgres.h").exists()
-                    && Path::new(&server).join("postgres").exists();
-                whole.then_some(install)
-            },
-        )
+        let own = major_folder(major).ok();
+        let own_debian = own.as_ref().map(|folder| folder.join(debian.trim_start_matches('/')));
+        let own = own.map(|folder| folder.join("bin/pg_config"));
+        let places =
+            [from_env, Some(PathBuf::from(&debian)), own, own_debian, Some(PathBuf::from("pg_config"))];
+        places.into_iter().flatten().find_map(|pg_config| {
+            let install = Self { major, pg_config };
+            let version = install.ask("--version").ok()?;
+            let found = version.split_whitespace().nth(1)?.split('.').next()?.parse::<u32>().ok()?;
+            let headers = install.ask("--includedir-server").ok()?;
+            let server = install.ask("--bindir").ok()?;
+            let whole = found == major
+                && Path::new(&headers).join("postgres.h").exists()
+                && Path::new(&server).join("postgres").exists();
+            whole.then_some(install)
+        })
     }
 
     /// What `pg_config` answers.
@@ -46,6 +52,26 @@ impl PgInstall {
             .with_context(|| format!("failed to run {}", self.pg_config.display()))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
+}
+
+/// The major version that everything is built for by default: Debian 12's.
+pub const DEFAULT_MAJOR: u32 = 15;
+
+/// The major version that tests run on: `PG_TASK_MAJOR`, which `cargo xtask test` sets, or [`DEFAULT_MAJOR`].
+///
+/// # Panics
+/// When the variable is not a number.
+pub fn tested_major() -> u32 {
+    std::env::var("PG_TASK_MAJOR")
+        .map_or(DEFAULT_MAJOR, |major| major.parse().expect("PG_TASK_MAJOR is a number"))
+}
+
+/// Where a major version is put that the machine does not have.
+///
+/// # Errors
+/// When the folder above it cannot be made.
+pub fn major_folder(major: u32) -> anyhow::Result<PathBuf> {
+    Ok(private_folder()?.join("majors").join(major.to_string()))
 }
 
 /// The Debian packages that are needed and not there.

@@ -65,7 +65,17 @@ impl Tree {
         &self.root
     }
 
-    /// Puts the extension into the tree: the library, the control file and the install script.
+    /// The extension's library, if it was put there.
+    pub fn library(&self) -> PathBuf {
+        self.lib.join("pg_task.so")
+    }
+
+    /// Where the control file and the scripts are.
+    pub fn extension_folder(&self) -> &Path {
+        &self.extension
+    }
+
+    /// Puts the extension into the tree: the library, the control file, the install script, and the scripts of older versions.
     ///
     /// The library is replaced by a new file, never written in place: a server that runs keeps the old one.
     ///
@@ -74,19 +84,27 @@ impl Tree {
     pub fn install_extension(&self, library: &Path) -> anyhow::Result<()> {
         let workspace = workspace_root();
         let version = env!("CARGO_PKG_VERSION");
-        replace(
-            &self.lib.join("pg_task.so"),
-            &fs::read(library).context("failed to read the built library")?,
-        )?;
+        replace(&self.library(), &fs::read(library).context("failed to read the built library")?)?;
         let control =
             fs::read_to_string(workspace.join("pg_task.control"))?.replace("@CARGO_VERSION@", version);
         replace(&self.extension.join("pg_task.control"), control.as_bytes())?;
-        replace(&self.extension.join(format!("pg_task--{version}.sql")), install_script()?.as_bytes())
+        replace(&self.extension.join(format!("pg_task--{version}.sql")), install_script()?.as_bytes())?;
+        for folder in ["sql/snapshots", "sql/upgrades"] {
+            for file in fs::read_dir(workspace.join(folder)).into_iter().flatten().flatten() {
+                if file.path().extension().is_some_and(|extension| extension == "sql") {
+                    replace(&self.extension.join(file.file_name()), &fs::read(file.path())?)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 /// The install script: the numbered files of `sql/`, in their order.
-fn install_script() -> anyhow::Result<String> {
+///
+/// # Errors
+/// When they cannot be read.
+pub fn install_script() -> anyhow::Result<String> {
     let mut files: Vec<PathBuf> = fs::read_dir(workspace_root().join("sql"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit()))

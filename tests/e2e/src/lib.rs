@@ -1,6 +1,8 @@
 //! The harness of the end-to-end tests: a server, databases, worker processes, and waiting on conditions with a deadline.
 
 pub mod blocks;
+pub mod catalog;
+pub mod roles;
 pub mod seed;
 mod session;
 
@@ -21,6 +23,7 @@ use pg_task_cluster::Cluster;
 use pg_task_cluster::PgInstall;
 use pg_task_cluster::Tree;
 use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::PgPoolOptions;
 
 pub use session::Refusal;
@@ -29,8 +32,11 @@ pub use session::Session;
 /// How long a condition may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How the tests' own sessions are called.
+pub const HARNESS: &str = "pg_task test harness";
+
 /// Settings that let many databases and short waits live in one server.
-const SETTINGS: &[&str] = &[
+pub const SETTINGS: &[&str] = &[
     "pg_task.max_databases = 40",
     "pg_task.max_workers = 16",
     "pg_task.ready_capacity = 4096",
@@ -42,14 +48,25 @@ const SETTINGS: &[&str] = &[
 
 /// The tree that `cargo xtask test` has put the extension into.
 fn tree() -> anyhow::Result<Tree> {
-    let install = PgInstall::find(15).context("PostgreSQL 15 is missing; `cargo xtask test` installs it")?;
-    Tree::prepare(&install, "pg")
+    tree_of(pg_task_cluster::tested_major(), "pg")
+}
+
+/// A tree of a version and a purpose.
+pub fn tree_of(major: u32, purpose: &str) -> anyhow::Result<Tree> {
+    let install = PgInstall::find(major)
+        .with_context(|| format!("PostgreSQL {major} is missing; `cargo xtask test` installs it"))?;
+    Tree::prepare(&install, purpose)
 }
 
 /// A server of the test's own, for tests that stop it.
 pub fn own_server(name: &str, more: &[&str]) -> anyhow::Result<Cluster> {
+    server_in(&tree()?, name, more)
+}
+
+/// The same, of a tree.
+pub fn server_in(tree: &Tree, name: &str, more: &[&str]) -> anyhow::Result<Cluster> {
     let settings: Vec<&str> = SETTINGS.iter().chain(more).copied().collect();
-    Cluster::create(&tree()?, name, &settings)
+    Cluster::create(tree, name, &settings)
 }
 
 /// A server that the tests of one program share. It is stopped by the next run, or with the program by the system.
@@ -98,7 +115,9 @@ impl Database {
     /// A database that is there.
     pub async fn attach(server: &Cluster, name: &str) -> anyhow::Result<Self> {
         let url = server.url(name);
-        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE).connect(&url).await?;
+        let options = url.parse::<PgConnectOptions>()?.application_name(HARNESS);
+        let pool =
+            PgPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE).connect_with(options).await?;
         Ok(Self { url, pool })
     }
 

@@ -469,7 +469,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     fn session_lost(&mut self, error: sqlx::Error) {
         self.standing = Standing::Away;
         if !self.ever_registered && session::is_final(&error) {
-            self.failed = Some(Error::Db(error, "register the worker".to_owned()));
+            self.failed = Some(session::refusal(error));
             self.stopping = true;
             let _ = self.session.send(Command::Leave);
             return;

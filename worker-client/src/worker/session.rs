@@ -14,9 +14,13 @@ use super::backoff;
 use super::dispatcher::Event;
 use super::link::Link;
 use super::link::News;
+use crate::Error;
 use crate::enqueue::micros;
 use crate::error;
 use crate::step::StepInfo;
+
+/// The version of the worker protocol that this crate speaks: see docs/protocol.md.
+const PROTOCOL: i32 = 1;
 
 /// Steps that a registration can name: the protocol's limit.
 const MAX_STEPS: usize = 512;
@@ -127,7 +131,7 @@ impl<T> Session<T> {
         let limits = named.then(|| self.steps.iter().map(|step| step.retry_limit).collect::<Vec<_>>());
         let query = sqlx::query(
             "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
-             lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10)",
+             lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11)",
         )
         .bind(self.worker)
         .bind(&self.settings.queues)
@@ -139,7 +143,8 @@ impl<T> Session<T> {
         .bind(held.iter().map(|held| held.fence).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.token).collect::<Vec<_>>())
         // Through a pooler the session that registers is anyone's.
-        .bind(self.settings.polling.is_none());
+        .bind(self.settings.polling.is_none())
+        .bind(PROTOCOL);
         let rows = timeout(self.settings.lease / 2, link.call(query)).await.map_err(timed_out)??;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         Ok((row.try_get("refused")?, row.try_get("registration")?))
@@ -166,6 +171,18 @@ impl<T> Session<T> {
 
 fn timed_out(_: tokio::time::error::Elapsed) -> sqlx::Error {
     sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
+/// The error that ends a worker which the server refuses.
+pub(super) fn refusal(error: sqlx::Error) -> Error {
+    let unsupported = |error: &sqlx::Error| {
+        error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "0A000"))
+    };
+    if unsupported(&error) {
+        Error::Protocol(PROTOCOL, error)
+    } else {
+        Error::Db(error, "register the worker".to_owned())
+    }
 }
 
 /// Whether the first registration failed for a reason that will not go away.
