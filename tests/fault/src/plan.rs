@@ -24,7 +24,7 @@ pub enum Kind {
     Later,
     /// Does nothing.
     Noop,
-    /// Takes its time; its user may cancel or change it meanwhile.
+    /// Steps that take their time; its user may cancel or change it meanwhile.
     Slow,
 }
 
@@ -95,7 +95,7 @@ impl Plan {
             55..70 => (Kind::Later, rng.u32(1..4)),
             70..80 => (Kind::Flaky, rng.u32(1..4)),
             80..83 => (Kind::Doomed, 0),
-            83..88 => (Kind::Slow, 0),
+            83..90 => (Kind::Slow, rng.u32(0..4)),
             _ => (Kind::Fenced, 0),
         };
         Self { kind, last }

@@ -139,13 +139,29 @@ impl Step<Load, Context> for Doomed {
 
 impl Step<Load, Context> for Slow {
     async fn step(self, cx: &Context) -> StepResult<Load> {
-        begin(cx, self.key, self.seq, self.via)?;
-        let millis = 300 + self.key % 10 * 300;
+        let Self { key, seq, last, via } = self;
+        begin(cx, key, seq, via)?;
+        let millis = 300 + key % 10 * 300;
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(millis)) => end(cx, self.key, self.seq, End::Done)?,
-            () = cx.cancellation().cancelled() => end(cx, self.key, self.seq, End::Cancelled)?,
+            () = tokio::time::sleep(Duration::from_millis(millis)) => {}
+            () = cx.cancellation().cancelled() => {
+                // Its result is refused, whatever it says.
+                end(cx, key, seq, End::Cancelled)?;
+                return NextStep::none();
+            }
         }
-        NextStep::none()
+        if seq == last {
+            end(cx, key, seq, End::Done)?;
+            return NextStep::none();
+        }
+        // A worker that was away meanwhile brings this when others may have gone on.
+        end(cx, key, seq, End::Next)?;
+        let next = Self { key, seq: seq + 1, last, via: cx.token() };
+        if key.is_multiple_of(2) {
+            NextStep::now(next)
+        } else {
+            NextStep::delay(next, Duration::from_millis(millis))
+        }
     }
 }
 

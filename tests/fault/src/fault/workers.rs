@@ -46,11 +46,14 @@ pub(super) async fn partition(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow:
     }
     tokio::time::sleep(Duration::from_millis(rng.u64(200..LEASE_MS * 2))).await;
     for &index in &chosen {
-        let proxy = scene.crew.lock().await.members[index].proxy.clone();
-        proxy.set(Mode::Open);
-        if rng.bool() {
-            proxy.cut();
-        }
+        scene.crew.lock().await.members[index].proxy.set(Mode::Open);
+    }
+    // What fell into the partition stays dead for a while, and then its ends hear of it, as they do when a network comes back.
+    if rng.bool() {
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..3_000))).await;
+    }
+    for &index in &chosen {
+        scene.crew.lock().await.members[index].proxy.cut();
     }
     Ok(Outcome::Done(chosen.len() as u32))
 }
