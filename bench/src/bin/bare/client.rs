@@ -26,6 +26,13 @@ type Running = JoinHandle<(Uuid, i64)>;
 impl Client {
     pub async fn connect(url: &str, batch: usize) -> anyhow::Result<Self> {
         let client = bare::connect(url).await?;
+        // The planner is not to think about lists of ids anew, nor to prefer reading the whole table.
+        client
+            .batch_execute(
+                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
+                 SET enable_mergejoin = off",
+            )
+            .await?;
         let exchange = client
             .prepare(
                 "WITH gone AS ( \

@@ -2,6 +2,10 @@
 
 mod client;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
 use anyhow::Context;
 use bench_driver::Fill;
 use bench_driver::System;
@@ -27,6 +31,8 @@ struct Bare {
     url: String,
     client: tokio_postgres::Client,
     ids: Vec<Uuid>,
+    /// Loops that have not ended.
+    running: Arc<AtomicUsize>,
     /// What its producers run.
     statement: String,
 }
@@ -46,7 +52,7 @@ impl System for Bare {
             Vec::new()
         };
         let statement = std::env::var("BENCH_STATEMENT").unwrap_or_else(|_| INSERT.to_owned());
-        Ok(Self { url, client, ids, statement })
+        Ok(Self { url, client, ids, running: Arc::default(), statement })
     }
 
     async fn setup(&self) -> anyhow::Result<()> {
@@ -69,7 +75,13 @@ impl System for Bare {
         for ids in self.ids.chunks(share) {
             let client = Client::connect(&self.url, concurrency).await?;
             let ids = ids.to_vec();
-            loops.push(tokio::spawn(async move { client.drain(&ids).await }));
+            self.running.fetch_add(1, Ordering::AcqRel);
+            let running = Arc::clone(&self.running);
+            loops.push(tokio::spawn(async move {
+                client.drain(&ids).await?;
+                running.fetch_sub(1, Ordering::AcqRel);
+                Ok(())
+            }));
         }
         Ok(loops)
     }
