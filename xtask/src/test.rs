@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use pg_task_cluster::Account;
+use pg_task_cluster::DEFAULT_MAJOR;
 use pg_task_cluster::PgInstall;
 use pg_task_cluster::Tree;
 
@@ -47,8 +48,10 @@ pub fn run(majors: &[u32]) -> anyhow::Result<()> {
         stage(&format!("PostgreSQL {major}: tests inside the server"));
         inside_the_server(install)?;
     }
-    stage("faults under load: a fixed seed and a fresh one");
-    fault::test()?;
+    if majors.contains(&DEFAULT_MAJOR) {
+        stage("faults under load: a fixed seed and a fresh one");
+        fault::test()?;
+    }
     if [16, 18].iter().all(|major| majors.contains(major)) {
         stage("pg_upgrade from PostgreSQL 16 to 18");
         let upgrade = ["test", "--package", "pg_task_e2e", "--test", "upgrade", "--", "--ignored"];

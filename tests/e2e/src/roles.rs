@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use sqlx::AssertSqlSafe;
 use sqlx::PgConnection;
-use sqlx::postgres::PgDatabaseError;
 
 use crate::Database;
 
@@ -30,7 +29,7 @@ pub async fn grant(db: &Database) -> Result<()> {
         .await?;
     }
     db.run(
-        "GRANT pg_monitor TO cell_monitor; SELECT pg_task.grant_produce('cell_produce');
+        "CREATE SCHEMA cells; GRANT ALL ON SCHEMA cells TO PUBLIC; GRANT pg_monitor TO cell_monitor; SELECT pg_task.grant_produce('cell_produce');
          SELECT pg_task.grant_work('cell_work'); SELECT pg_task.grant_administer('cell_administer')",
     )
     .await
@@ -123,7 +122,7 @@ async fn attempts(connection: &mut PgConnection) -> Result<Vec<Attempt>> {
             "CREATE TRIGGER on the table",
             "CREATE TRIGGER t BEFORE UPDATE ON pg_task.task EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         ),
-        ("a foreign key to the table", "CREATE TEMP TABLE t (id uuid REFERENCES pg_task.task)"),
+        ("a foreign key to the table", "CREATE TABLE cells.t (id uuid REFERENCES pg_task.task)"),
         ("CREATE RULE on the table", "CREATE RULE r AS ON INSERT TO pg_task.task DO ALSO SELECT 1"),
         ("CREATE POLICY on the table", "CREATE POLICY p ON pg_task.task"),
         ("CREATE INDEX on the table", "CREATE INDEX ON pg_task.task (created_at)"),
@@ -184,9 +183,8 @@ async fn is_allowed(connection: &mut PgConnection, role: &str, sql: &str) -> Res
     match result {
         Ok(_) => Ok(true),
         Err(error) => {
-            let database = error.as_database_error().map(|error| error.downcast_ref::<PgDatabaseError>());
-            let Some(database) = database else { return Err(error.into()) };
-            Ok(database.code() != "42501")
+            let Some(database) = error.as_database_error() else { return Err(error.into()) };
+            Ok(database.code().as_deref() != Some("42501"))
         }
     }
 }

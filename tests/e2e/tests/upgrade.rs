@@ -42,8 +42,8 @@ fn artificial() -> Result<(String, String)> {
     let mut old = install_script()?;
     let mut update = take(&mut old, "CREATE INDEX task_failed", ";")?;
     update += &take(&mut old, "COMMENT ON INDEX pg_task.task_failed", "';")?;
-    update += &take(&mut old, "CREATE VIEW pg_task.failed", ";")?;
-    update += &take(&mut old, "COMMENT ON VIEW pg_task.failed", "';")?;
+    // With the comments on its columns.
+    update += &take(&mut old, "CREATE VIEW pg_task.failed", "IS 'When it was enqueued';")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.tried", "';")?;
     Ok((old, update))
 }
@@ -144,7 +144,7 @@ async fn a_protocol_that_the_other_side_does_not_speak_is_refused_with_what_to_d
     db.run(
         "CREATE OR REPLACE FUNCTION pg_task.register(worker uuid, queues text[] DEFAULT NULL, steps text[] DEFAULT NULL, retry_limits integer[] DEFAULT NULL,
             lease interval DEFAULT '60 s', name text DEFAULT NULL, bind boolean DEFAULT true, held_ids uuid[] DEFAULT NULL,
-            held_fences bigint[] DEFAULT NULL, held_tokens bigint[] DEFAULT NULL, protocol integer DEFAULT 1, OUT channel text, OUT refused uuid[])
+            held_fences bigint[] DEFAULT NULL, held_tokens bigint[] DEFAULT NULL, protocol integer DEFAULT 1, OUT channel text, OUT refused uuid[], OUT registration bigint)
          LANGUAGE plpgsql AS $$ BEGIN
             RAISE feature_not_supported USING MESSAGE = format('worker protocol %s is not supported', protocol); END $$",
     )
@@ -224,7 +224,7 @@ async fn pg_upgrade_from_16_to_18_carries_tasks_grants_and_functions() -> Result
     old_server.stop(Stop::Fast)?;
     let new_tree = tree_of(18, "pg")?;
     let new_server =
-        Cluster::create_empty(&new_tree, "e2e-upgrade-18", &pg_task_e2e::SETTINGS, &["--no-data-checksums"])?;
+        Cluster::create_empty(&new_tree, "e2e-upgrade-18", pg_task_e2e::SETTINGS, &["--no-data-checksums"])?;
     let work = new_server.data().with_file_name("pg_upgrade");
     fs::create_dir_all(&work)?;
     let mut command = Command::new(new_tree.program("pg_upgrade"));

@@ -44,8 +44,6 @@ pub enum Break {
     DropHints,
     /// What a lost worker held is not given back.
     KeepLost,
-    /// Ids without a row count as handed out.
-    CountMissing,
     /// A finish is written whatever the fence.
     IgnoreFence,
     /// Idle workers are not woken for every lane.
@@ -67,6 +65,7 @@ struct Worker {
     /// It has something to do: it was woken, or has room.
     awake: bool,
     silent: bool,
+    takes_all: bool,
 }
 
 /// Everything.
@@ -181,7 +180,9 @@ impl World {
                 self.leave(worker);
             }
             What::Change => {
-                if let Some(id) = self.some_task(&mut dice) {
+                // One row, or all that a statement with a wide WHERE meets.
+                let count = if dice.below(4) == 0 { 20 } else { 1 };
+                for id in (0..count).filter_map(|_| self.some_task(&mut dice)).collect::<Vec<_>>() {
                     let later = dice.below(3_000_000) as Micros;
                     self.rewrite(id, self.now + later);
                 }
@@ -202,8 +203,9 @@ impl World {
     pub fn come_to_rest(&mut self) -> Result<(), String> {
         let mut dice = Dice(7);
         for worker in 0..self.workers.len().min(3) {
-            self.workers[worker].silent = false;
-            if !self.is_known(worker) {
+            // Some that take every queue, so that there is none which nobody takes. One that does already is not woken by this.
+            if self.workers[worker].silent || !self.workers[worker].takes_all || !self.is_known(worker) {
+                self.leave(worker);
                 self.join_for_all(worker);
             }
         }
@@ -380,7 +382,8 @@ impl World {
             pid: 0,
         };
         let place = self.memory.board().register(&registration, self.now).ok();
-        self.workers[worker] = Worker { running: Vec::new(), place, awake: true, silent: false };
+        self.workers[worker] =
+            Worker { running: Vec::new(), place, awake: true, silent: false, takes_all: queues.is_empty() };
     }
 
     fn is_known(&mut self, worker: usize) -> bool {
@@ -449,9 +452,7 @@ impl World {
                 break;
             }
         }
-        if self.broken != Some(Break::CountMissing) {
-            self.memory.board().note_wanted(place, want - given);
-        }
+        self.memory.board().note_wanted(place, want - given);
         Ok(())
     }
 
