@@ -160,6 +160,8 @@ impl Member {
         if let Some(child) = &mut self.child {
             self.killed = true;
             let _ = child.kill();
+            // To its end: a process that is still ending would be taken for one that lives, and not be started again.
+            let _ = child.wait();
         }
     }
 
