@@ -24,7 +24,7 @@ async fn calls(session: &mut Session) -> Result<Vec<String>> {
                 FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, n))), ';' ORDER BY p.proname)
              FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
              WHERE p.pronamespace = 'pg_task'::regnamespace AND l.lanname = 'c' AND p.prorettype <> 'trigger'::regtype
-               AND p.proname NOT IN ('require_encoding', 'step_is_valid', 'uuid7')",
+               AND p.proname NOT IN ('library_version', 'require_encoding', 'step_is_valid', 'uuid7')",
         )
         .await?;
     Ok(calls.split(';').map(str::to_owned).collect())
