@@ -51,6 +51,11 @@ impl Bench {
         if self.quick { quick } else { whole }
     }
 
+    /// How often a shape is measured that has no bar to hold: once in a quick run.
+    pub fn side_rounds(&self) -> usize {
+        if self.quick { 1 } else { self.rounds }
+    }
+
     /// The systems of a list that take part.
     pub fn peers(&self, peers: &[Who]) -> Vec<Who> {
         if self.peers { peers.to_vec() } else { Vec::new() }
@@ -157,9 +162,10 @@ impl Rounds {
         Self { who, series: Series::default(), trouble: String::new() }
     }
 
-    /// Whether it is worth measuring again.
-    pub fn goes_on(&self) -> bool {
-        self.trouble.is_empty()
+    /// Whether it is to be measured in a round: not after it failed, and a peer only once in a quick run.
+    pub fn takes_part(&self, round: usize, quick: bool) -> bool {
+        let is_peer = matches!(self.who, Who::Peer(_));
+        self.trouble.is_empty() && (round == 0 || !is_peer || !quick)
     }
 
     /// Takes a round's value. A peer that fails leaves its row empty; pg_task and the bare loops must not fail.

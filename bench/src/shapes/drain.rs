@@ -24,8 +24,9 @@ pub async fn drain(bench: &mut Bench) -> anyhow::Result<()> {
     };
     let mut all: Vec<Rounds> = [Who::Ours, Who::Bare].map(Rounds::of).into();
     all.extend(bench.peers(&[GRAPHILE, PG_TASK_1, RIVER, AWA]).into_iter().map(Rounds::of));
-    for _ in 0..bench.rounds {
-        for rounds in all.iter_mut().filter(|rounds| rounds.goes_on()) {
+    let quick = bench.quick;
+    for round in 0..bench.rounds {
+        for rounds in all.iter_mut().filter(|rounds| rounds.takes_part(round, quick)) {
             let count = counts(rounds.who, bench);
             let answer = bench.drain(rounds.who, count, "", 1).await;
             rounds.take(answer.map(rate))?;
@@ -65,8 +66,9 @@ pub async fn chains(bench: &mut Bench) -> anyhow::Result<()> {
     };
     let mut all = vec![Rounds::of(Who::Ours)];
     all.extend(bench.peers(&[PG_TASK_1, GRAPHILE, RIVER, AWA]).into_iter().map(Rounds::of));
-    for _ in 0..bench.rounds {
-        for rounds in all.iter_mut().filter(|rounds| rounds.goes_on()) {
+    let quick = bench.quick;
+    for round in 0..bench.rounds {
+        for rounds in all.iter_mut().filter(|rounds| rounds.takes_part(round, quick)) {
             let count = counts(rounds.who, bench);
             let answer = bench.drain(rounds.who, count, &format!("--steps {STEPS}"), STEPS).await;
             rounds.take(answer.map(rate))?;

@@ -21,8 +21,11 @@ pub async fn idle(bench: &mut Bench) -> anyhow::Result<()> {
     p50.extend(bench.peers(&[GRAPHILE, PG_TASK_1, RIVER, AWA]).into_iter().map(Rounds::of));
     let mut p99: Vec<Series> = vec![Series::default(); p50.len()];
     let mut lines = Vec::new();
+    let quick = bench.quick;
     for round in 0..bench.rounds {
-        for (rounds, p99) in p50.iter_mut().zip(&mut p99).filter(|(rounds, _)| rounds.goes_on()) {
+        for (rounds, p99) in
+            p50.iter_mut().zip(&mut p99).filter(|(rounds, _)| rounds.takes_part(round, quick))
+        {
             // River waits for its next poll between tasks that come slower than its notifications are suppressed.
             let count = if matches!(rounds.who, Who::Peer(_)) { 100 } else { bench.scale(1_000, 300) };
             let answer = bench.run(rounds.who, &format!("latency --count {count}")).await;
@@ -98,8 +101,11 @@ pub async fn load(bench: &mut Bench) -> anyhow::Result<()> {
     all.extend(bench.peers(&[GRAPHILE, RIVER]).into_iter().map(Rounds::of));
     let mut p99: Vec<Series> = vec![Series::default(); all.len()];
     let mut lines = Vec::new();
-    for round in 0..bench.rounds {
-        for (rounds, p99) in all.iter_mut().zip(&mut p99).filter(|(rounds, _)| rounds.goes_on()) {
+    let quick = bench.quick;
+    for round in 0..bench.side_rounds() {
+        for (rounds, p99) in
+            all.iter_mut().zip(&mut p99).filter(|(rounds, _)| rounds.takes_part(round, quick))
+        {
             let latency = bench.run(rounds.who, &arguments).await.and_then(delays);
             if let Ok(latency) = &latency {
                 p99.0.push(latency.p99 as f64);

@@ -16,7 +16,7 @@ use crate::shapes::timed::stop;
 pub async fn waits(bench: &mut Bench) -> anyhow::Result<()> {
     for (ms, count) in [(5, bench.scale(200_000, 50_000)), (1_000, bench.scale(5_000, 3_000))] {
         let mut ours = Series::default();
-        for _ in 0..bench.rounds {
+        for _ in 0..bench.side_rounds() {
             let insert = format!(
                 r#"INSERT INTO pg_task.task (step) SELECT '{{"Load":{{"Wait":{{"ms":{ms}}}}}}}' FROM generate_series(1, {count})"#
             );
@@ -35,7 +35,7 @@ pub async fn waits(bench: &mut Bench) -> anyhow::Result<()> {
 pub async fn payload(bench: &mut Bench) -> anyhow::Result<()> {
     for (bytes, count) in [(100, bench.scale(200_000, 50_000)), (10_000, bench.scale(30_000, 5_000))] {
         let (mut ours, mut bare) = (Series::default(), Series::default());
-        for _ in 0..bench.rounds {
+        for _ in 0..bench.side_rounds() {
             for (who, series) in [(Who::Ours, &mut ours), (Who::Bare, &mut bare)] {
                 let answer = bench.drain(who, count, &format!("--payload {bytes}"), 1).await?;
                 series.0.push(rate(answer));
@@ -54,7 +54,7 @@ pub async fn processes(bench: &mut Bench) -> anyhow::Result<()> {
     let count = bench.scale(1_000_000, 200_000);
     let (mut four, mut one) = (Series::default(), Series::default());
     let client = bench.connect().await?;
-    for _ in 0..bench.rounds {
+    for _ in 0..bench.side_rounds() {
         for (processes, series) in [(1, &mut one), (4, &mut four)] {
             bench.run(Who::Ours, &format!("fill --count {count}")).await?;
             client.batch_execute("CHECKPOINT").await?;
@@ -82,7 +82,7 @@ pub async fn processes(bench: &mut Bench) -> anyhow::Result<()> {
 pub async fn queues(bench: &mut Bench) -> anyhow::Result<()> {
     let count = bench.scale(500_000, 100_000);
     let (mut ten, mut one) = (Series::default(), Series::default());
-    for _ in 0..bench.rounds {
+    for _ in 0..bench.side_rounds() {
         for (queues, series) in [(1, &mut one), (10, &mut ten)] {
             let insert = format!(
                 r#"INSERT INTO pg_task.task (step, queue, priority)

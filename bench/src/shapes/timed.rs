@@ -68,7 +68,7 @@ pub async fn herd(bench: &mut Bench) -> anyhow::Result<()> {
     let count = bench.scale(100_000, 50_000);
     let (mut p50, mut last) = (Series::default(), Series::default());
     let client = bench.connect().await?;
-    for _ in 0..bench.rounds {
+    for _ in 0..bench.side_rounds() {
         let worker = bench.spawn(Who::Ours, "serve", &[]).await?;
         let before = server::counts(&client).await?.finished;
         client
