@@ -18,6 +18,7 @@ use crate::ledger::Run;
 use crate::load;
 use crate::plan::Kind;
 use crate::plan::Plan;
+use crate::plan::registration;
 use crate::scene::DATABASE;
 use crate::scene::Scene;
 
@@ -42,10 +43,11 @@ pub(super) async fn results(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::R
 async fn once(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<u32> {
     let mut connection = scene.connect(DATABASE).await?;
     let worker = Uuid::from_u128(u128::from(rng.u64(..)) << 64 | u128::from(rng.u64(..)));
-    sqlx::query("SELECT pg_task.register($1, lease => '1 s', bind => false, name => 'stale')")
-        .bind(worker)
-        .execute(&mut connection)
-        .await?;
+    let register = format!(
+        "SELECT pg_task.register($1, {}, lease => '1 s', bind => false, name => 'stale')",
+        registration()
+    );
+    sqlx::query(AssertSqlSafe(register)).bind(worker).execute(&mut connection).await?;
     // Tasks that take so long that they are still on their way when the results come late.
     let tasks = (0..20)
         .map(|_| load::note_intent(scene, Plan { kind: Kind::Slow, last: 3 }))
