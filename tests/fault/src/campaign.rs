@@ -50,6 +50,9 @@ pub struct Order {
 /// after a restart of the server.
 const DRAIN: Duration = Duration::from_secs(180);
 
+/// A fault that takes longer than this is worth a line.
+const SLOW: Duration = Duration::from_secs(25);
+
 const WORKERS: usize = 4;
 const PRODUCERS: u64 = 3;
 
@@ -126,7 +129,12 @@ async fn play(scene: &Arc<Scene>, order: &Order, round: u32, summary: &mut Summa
         let (scene, mut rng) = (scene.clone(), rng.fork());
         faults.spawn(async move {
             tokio::time::sleep(Duration::from_millis(rng.u64(0..1_500))).await;
-            (fault, fault.inject(&scene, &mut rng).await)
+            let began = Instant::now();
+            let outcome = fault.inject(&scene, &mut rng).await;
+            if began.elapsed() > SLOW {
+                println!("   {} took {:.0} s", fault.name(), began.elapsed().as_secs_f64());
+            }
+            (fault, outcome)
         });
     }
     while let Some(done) = faults.join_next().await {

@@ -7,6 +7,7 @@ mod disk;
 mod replication;
 mod server;
 mod sessions;
+mod stale;
 mod surroundings;
 mod table;
 mod workers;
@@ -90,6 +91,8 @@ faults! {
     LockTimeout: Small, "lock_timeout in calls", calls::lock_timeout;
     /// `statement_timeout` ends protocol calls of a worker that vanishes.
     StatementTimeout: Small, "statement_timeout in calls", calls::statement_timeout;
+    /// A worker that was given up brings its results.
+    StaleResults: Small, "worker: results after the lease", stale::results;
     /// PgBouncer is killed under its worker.
     RestartBouncer: Small, "pooler: kill -9", surroundings::restart_bouncer;
     /// The clock of a worker jumps.

@@ -135,7 +135,11 @@ pub fn intend(scene: &Scene, rng: &mut fastrand::Rng, count: u32) -> anyhow::Res
     (0..count).map(|_| note_intent(scene, Plan::choose(rng))).collect()
 }
 
-fn note_intent(scene: &Scene, plan: Plan) -> anyhow::Result<(u64, Value)> {
+/// Chooses a key for a task and notes that it is about to be enqueued.
+///
+/// # Errors
+/// When the ledger cannot be written.
+pub fn note_intent(scene: &Scene, plan: Plan) -> anyhow::Result<(u64, Value)> {
     let key = scene.next_key.fetch_add(1, Relaxed);
     scene.ledger.note(key, Entry::Intended(plan))?;
     Ok((key, plan.step(key)))

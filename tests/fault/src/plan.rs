@@ -67,6 +67,13 @@ impl Kind {
     }
 }
 
+/// The arguments of `register` that name every step with its retries: what is parked when a worker is lost hangs on them.
+pub fn registration() -> String {
+    let names: Vec<String> = Kind::ALL.iter().map(|kind| format!("Load/{}", kind.name())).collect();
+    let limits: Vec<String> = Kind::ALL.iter().map(|kind| kind.retry_limit().to_string()).collect();
+    format!("steps => '{{{}}}', retry_limits => '{{{}}}'", names.join(","), limits.join(","))
+}
+
 /// What a task is meant to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Plan {

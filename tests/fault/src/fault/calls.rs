@@ -8,6 +8,7 @@ use sqlx::Connection;
 use sqlx::PgConnection;
 
 use super::Outcome;
+use crate::plan::registration;
 use crate::scene::DATABASE;
 use crate::scene::Scene;
 use crate::scene::WORKER_ROLE;
@@ -92,7 +93,9 @@ pub(super) async fn statement_timeout(scene: &Scene, rng: &mut fastrand::Rng) ->
         for _ in 0..rng.u32(5..30) {
             let limit = rng.u32(1..6);
             let call = match rng.u32(0..10) {
-                0..3 => format!("SELECT pg_task.register('{worker}', bind => {})", rng.bool()),
+                0..3 => {
+                    format!("SELECT pg_task.register('{worker}', {}, bind => {})", registration(), rng.bool())
+                }
                 3..7 => format!("SELECT count(*) FROM pg_task.exchange('{worker}', {})", rng.u32(0..40)),
                 7 => format!("SELECT count(*) FROM pg_task.heartbeat('{worker}')"),
                 8 => format!(
