@@ -1,0 +1,86 @@
+//! What memory has forgotten or the row has outgrown: histories that the model found.
+#![expect(clippy::tests_outside_test_module, reason = "an integration test")]
+
+use anyhow::Result;
+use pg_task_cluster::Stop;
+use pg_task_e2e::Database;
+use pg_task_e2e::own_server;
+use pg_task_e2e::shared_server;
+use sqlx::AssertSqlSafe;
+use sqlx::Connection;
+use sqlx::PgConnection;
+
+const WORKER: &str = "00000000-0000-0000-0000-0000000000b1";
+
+/// What a task is claimed by: its id, fence and token.
+type Held = (String, i64, i64);
+
+async fn session(db: &Database) -> Result<PgConnection> {
+    let mut session = PgConnection::connect(&db.url).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("SELECT pg_task.register('{WORKER}')")))
+        .execute(&mut session)
+        .await?;
+    Ok(session)
+}
+
+/// Asks for one task until there is one.
+async fn claim(db: &Database, session: &mut PgConnection) -> Result<Held> {
+    db.until("SELECT ready > 0 FROM pg_task.scheduler").await?;
+    let sql = format!("SELECT id::text, fence, token FROM pg_task.exchange('{WORKER}', 1) WHERE event = 0");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).fetch_one(session).await?)
+}
+
+#[tokio::test]
+async fn a_task_that_its_worker_is_told_to_drop_is_handed_out_again() -> Result<()> {
+    let db = Database::create(shared_server("e2e-reassert")).await?;
+    let mut session = session(&db).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
+    let (id, fence, token) = claim(&db, &mut session).await?;
+    // A user changes the row under the claim; then the worker's connection blinks.
+    db.run(r#"UPDATE pg_task.task SET step = '{"A": {"B": 2}}'"#).await?;
+    let sql = format!(
+        "SELECT refused::text FROM pg_task.register('{WORKER}', held_ids => '{{{id}}}', held_fences => '{{{fence}}}', held_tokens => '{{{token}}}')"
+    );
+    let refused: (String,) = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut session).await?;
+    assert_eq!(refused.0, format!("{{{id}}}"));
+    let (again, fence, later) = claim(&db, &mut session).await?;
+    assert_eq!((again, fence), (id, 1));
+    assert!(later > token);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_counted_when_it_was_made_is_not_counted_again_after_a_restart() -> Result<()> {
+    let server = own_server("e2e-counted", &["pg_task.settle_time = 0"])?;
+    let db = Database::create(&server).await?;
+    let name = db.ask("SELECT current_database()").await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
+    db.pool.close().await;
+    server.stop(Stop::Immediate)?;
+    server.start()?;
+    // The row may be what took the server down: its next attempt is counted in advance.
+    let db = Database::attach(&server, &name).await?;
+    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    let mut one = session(&db).await?;
+    let (id, fence, token) = claim(&db, &mut one).await?;
+    assert_eq!(db.ask("SELECT tried FROM pg_task.task").await?, "1");
+    drop(one);
+    db.pool.close().await;
+    server.stop(Stop::Fast)?;
+    server.start()?;
+    // The server has forgotten the claim; the worker lives on and brings a failure.
+    let db = Database::attach(&server, &name).await?;
+    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    db.run(&format!(
+        "SELECT pg_task.exchange('{WORKER}', 0, '{{{id}}}', '{{{fence}}}', '{{{token}}}', '{{3}}', NULL, '{{0}}')"
+    ))
+    .await?;
+    assert_eq!(db.ask("SELECT tried = 1 AND locked_by IS NULL FROM pg_task.task").await?, "t");
+    // And the task goes on.
+    let mut one = session(&db).await?;
+    let (id, fence, token) = claim(&db, &mut one).await?;
+    assert_eq!(db.ask(&format!("SELECT tried = 1 AND fence = {fence} FROM pg_task.task")).await?, "t");
+    let finish = format!("SELECT pg_task.exchange('{WORKER}', 0, '{{{id}}}', '{{{fence}}}', '{{{token}}}')");
+    sqlx::raw_sql(AssertSqlSafe(finish)).execute(&mut one).await?;
+    db.until_done().await
+}
