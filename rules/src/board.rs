@@ -94,8 +94,12 @@ impl Board<'_> {
             self.head.queues += 1;
             known
         } else {
-            self.forget_unused_queues();
-            self.queues.iter().position(|queue| *queue == QueueName::EMPTY)?
+            // Many places become free at once, so that the look at every entry is rare.
+            let free = |queues: &[QueueName]| queues.iter().position(|queue| *queue == QueueName::EMPTY);
+            free(self.queues).or_else(|| {
+                self.forget_unused_queues();
+                free(self.queues)
+            })?
         };
         self.queues[place] = *name;
         Some(QueueId(place as u16))
