@@ -76,3 +76,6 @@ CREATE VIEW pg_task.problems AS
     HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0;
 COMMENT ON VIEW pg_task.problems IS
     'What is wrong and what to do about it: empty while all is well. docs/operations.md tells more of each';
+COMMENT ON COLUMN pg_task.problems.problem IS 'What is wrong, in the words under which docs/operations.md has it';
+COMMENT ON COLUMN pg_task.problems.detail IS 'Where and how much';
+COMMENT ON COLUMN pg_task.problems.advice IS 'What to do about it';

@@ -32,7 +32,15 @@ pub fn run(majors: &[u32]) -> anyhow::Result<()> {
     let installs =
         majors.iter().map(|&major| majors::ensure(major)).collect::<anyhow::Result<Vec<PgInstall>>>()?;
     stage("unit, property and documentation tests");
-    setup::run(cargo().args(["test", "--workspace", "--exclude", "pg_task", "--exclude", "pg_task_e2e"]))?;
+    setup::run(cargo().args([
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--exclude",
+        "pg_task",
+        "--exclude",
+        "pg_task_e2e",
+    ]))?;
     stage("the SQL and the dependencies, audited");
     audit::run()?;
     stage("a Python environment");
@@ -43,7 +51,9 @@ pub fn run(majors: &[u32]) -> anyhow::Result<()> {
         build::tree_of(install)?;
         stage(&format!("PostgreSQL {major}: end-to-end tests with real clusters and real worker processes"));
         setup::run(
-            cargo().args(["test", "--package", "pg_task_e2e"]).env("PG_TASK_MAJOR", major.to_string()),
+            cargo()
+                .args(["test", "--no-fail-fast", "--package", "pg_task_e2e"])
+                .env("PG_TASK_MAJOR", major.to_string()),
         )?;
         stage(&format!("PostgreSQL {major}: tests inside the server"));
         inside_the_server(install)?;
