@@ -23,7 +23,7 @@ pub enum Who {
     Ours,
     /// The bare loops.
     Bare,
-    /// Another system, by the folder in `bench/peers`.
+    /// Another system, by the folder in `bench/peers`, and after a space the way it is set up.
     Peer(&'static str),
 }
 
@@ -31,6 +31,8 @@ pub const GRAPHILE: Who = Who::Peer("graphile_worker");
 pub const RIVER: Who = Who::Peer("riverqueue");
 pub const AWA: Who = Who::Peer("awa");
 pub const PG_TASK_1: Who = Who::Peer("pg_task_1");
+/// The same with more steps at a time than it takes by default.
+pub const PG_TASK_1_TUNED: Who = Who::Peer("pg_task_1 tuned");
 
 impl Who {
     pub fn name(self) -> &'static str {
@@ -40,7 +42,8 @@ impl Who {
             Self::Peer("graphile_worker") => "graphile_worker 0.14.1",
             Self::Peer("riverqueue") => "riverqueue 0.5.0",
             Self::Peer("awa") => "awa 0.6.9",
-            Self::Peer("pg_task_1") => "pg_task 1.0.0",
+            Self::Peer("pg_task_1") => "pg_task 1.0.0, its default: a step per core",
+            Self::Peer("pg_task_1 tuned") => "pg_task 1.0.0, 100 steps at a time",
             Self::Peer(name) => name,
         }
     }
@@ -49,7 +52,7 @@ impl Who {
     pub fn database(self) -> &'static str {
         match self {
             Self::Ours | Self::Bare => "pg_task",
-            Self::Peer(name) => name,
+            Self::Peer(name) => name.split_once(' ').map_or(name, |(folder, _)| folder),
         }
     }
 }
@@ -81,6 +84,7 @@ impl Programs {
             .env("DATABASE_URL", url)
             .env_remove("RUST_LOG")
             .env_remove("RUST_BACKTRACE")
+            .envs((who == PG_TASK_1_TUNED).then_some(("CONCURRENCY", "100")))
             // A worker that serves runs until its input ends.
             .stdin(if arguments.starts_with("serve") { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
@@ -109,7 +113,8 @@ fn build(who: Who) -> anyhow::Result<PathBuf> {
             command.args(["--bin", "bench_worker", "--bin", "bench_bare"]);
             target.join("release").join(if who == Who::Ours { "bench_worker" } else { "bench_bare" })
         }
-        Who::Peer(name) => {
+        Who::Peer(_) => {
+            let name = who.database();
             // Its own lock file, and a folder that all peers share for what they build.
             let peers = target.join("peers");
             command.current_dir(workspace_root().join("bench/peers").join(name)).arg("--locked");

@@ -10,6 +10,7 @@ use crate::figure::Series;
 use crate::programs::AWA;
 use crate::programs::GRAPHILE;
 use crate::programs::PG_TASK_1;
+use crate::programs::PG_TASK_1_TUNED;
 use crate::programs::RIVER;
 use crate::programs::Who;
 use crate::server;
@@ -18,12 +19,12 @@ use crate::server;
 pub async fn drain(bench: &mut Bench) -> anyhow::Result<()> {
     let counts = |who: Who, bench: &Bench| match who {
         Who::Ours | Who::Bare => bench.scale(1_000_000, 200_000),
-        PG_TASK_1 => bench.scale(2_000, 500),
+        PG_TASK_1 | PG_TASK_1_TUNED => bench.scale(2_000, 500),
         AWA => bench.scale(50_000, 10_000),
         _ => bench.scale(300_000, 50_000),
     };
     let mut all: Vec<Rounds> = [Who::Ours, Who::Bare].map(Rounds::of).into();
-    all.extend(bench.peers(&[GRAPHILE, PG_TASK_1, RIVER, AWA]).into_iter().map(Rounds::of));
+    all.extend(bench.peers(&[GRAPHILE, PG_TASK_1, PG_TASK_1_TUNED, RIVER, AWA]).into_iter().map(Rounds::of));
     let quick = bench.quick;
     for round in 0..bench.rounds {
         for rounds in all.iter_mut().filter(|rounds| rounds.takes_part(round, quick)) {
@@ -61,11 +62,11 @@ pub async fn chains(bench: &mut Bench) -> anyhow::Result<()> {
     const STEPS: u64 = 10;
     let counts = |who: Who, bench: &Bench| match who {
         Who::Ours => bench.scale(50_000, 10_000),
-        PG_TASK_1 => bench.scale(200, 50),
+        PG_TASK_1 | PG_TASK_1_TUNED => bench.scale(200, 50),
         _ => bench.scale(2_000, 500),
     };
     let mut all = vec![Rounds::of(Who::Ours)];
-    all.extend(bench.peers(&[PG_TASK_1, GRAPHILE, RIVER, AWA]).into_iter().map(Rounds::of));
+    all.extend(bench.peers(&[PG_TASK_1, PG_TASK_1_TUNED, GRAPHILE, RIVER, AWA]).into_iter().map(Rounds::of));
     let quick = bench.quick;
     for round in 0..bench.rounds {
         for rounds in all.iter_mut().filter(|rounds| rounds.takes_part(round, quick)) {

@@ -25,9 +25,6 @@ fn main() -> anyhow::Result<()> {
     bench_driver::main::<PgTask1>()
 }
 
-/// More would only wait for each other: every claim and every result is a transaction of its own.
-const CONCURRENCY: usize = 100;
-
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Nothing;
 
@@ -101,9 +98,14 @@ impl System for PgTask1 {
         Ok(())
     }
 
-    async fn start(&self, concurrency: usize) -> anyhow::Result<Self::Worker> {
-        let concurrency = NonZeroUsize::new(concurrency.min(CONCURRENCY)).context("no concurrency")?;
-        let worker = Worker::<Tasks>::new(self.db.clone()).with_concurrency(concurrency);
+    /// With as many steps at a time as `CONCURRENCY` says, by default as many as the crate takes by itself. Beyond about a hundred
+    /// they only wait for each other: every claim and every result is a transaction of its own.
+    async fn start(&self, _concurrency: usize) -> anyhow::Result<Self::Worker> {
+        let mut worker = Worker::<Tasks>::new(self.db.clone());
+        if let Ok(concurrency) = std::env::var("CONCURRENCY") {
+            let concurrency: NonZeroUsize = concurrency.parse().context("CONCURRENCY is no number above 0")?;
+            worker = worker.with_concurrency(concurrency);
+        }
         Ok(tokio::spawn(async move { worker.run().await }))
     }
 
