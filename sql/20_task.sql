@@ -29,9 +29,10 @@ CREATE TABLE pg_task.task (
     CONSTRAINT task_queue_is_a_name CHECK (pg_catalog.octet_length(queue) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(queue) OPERATOR(pg_catalog.<=) 63),
     CONSTRAINT task_step_has_a_name CHECK (pg_task.step_is_valid(step))
 )
--- Room on each page for the next steps of its tasks: an UPDATE that finds room there touches no index (HOT).
+-- Room on each page for the next steps of all its tasks, which often come together: an UPDATE that finds room there touches no index (HOT).
+-- Chains of steps ran at 144 k, 200 k and 245 k steps/s with 90, 70 and 50; a backlog of tasks that have one step drained as fast with each.
 WITH (
-    fillfactor = 90,
+    fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_insert_scale_factor = 0.2,

@@ -10,11 +10,14 @@ use pgrx::pg_sys::Datum;
 
 use crate::call::Call;
 use crate::call::sql_function;
+use crate::commit;
 use crate::error::Error;
 use crate::jsonb;
 use crate::shmem;
 use crate::spi;
 use crate::spi::Statement;
+use crate::task_table::NewTask;
+use crate::task_table::TaskTable;
 use crate::uuid7;
 
 thread_local! {
@@ -45,6 +48,7 @@ thread_local! {
 /// Where a task goes: checked.
 struct Place {
     queue: Datum,
+    name: QueueName,
     priority: i16,
 }
 
@@ -103,12 +107,36 @@ fn insert(
     let due = due(call)?;
     let place = place(call, first_option)?;
     let id = uuid7::new();
-    spi::connected(|spi| {
-        let arguments =
-            [Some(spi::uuid(&id)), Some(place.queue), spi::int(place.priority), Some(step), spi::int(due)];
-        INSERT.with(|statement| statement.run(spi, &arguments, false));
-    });
+    if !insert_below(&place, due, &[(id, step)])? {
+        spi::connected(|spi| {
+            let arguments = [
+                Some(spi::uuid(&id)),
+                Some(place.queue),
+                spi::int(place.priority),
+                Some(step),
+                spi::int(due),
+            ];
+            INSERT.with(|statement| statement.run(spi, &arguments, false));
+        });
+    }
     Ok(Some(uuid7::datum(&id)))
+}
+
+/// Inserts tasks below the executor, if nothing of the user's is to be done with them. False when nothing was written and SQL has to do it.
+fn insert_below(place: &Place, due: Micros, tasks: &[(TaskId, Datum)]) -> Result<bool, Error> {
+    for (_, step) in tasks {
+        check_step(Some(*step))?;
+    }
+    let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+    let can_insert = table.can_insert();
+    if can_insert {
+        for &(id, step) in tasks {
+            table.insert(&NewTask { id, queue: place.queue, priority: place.priority, step, due });
+            commit::note_due(&place.name, place.priority, due, id);
+        }
+    }
+    table.close();
+    Ok(can_insert)
 }
 
 fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -128,8 +156,9 @@ fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
         Some(due) => finite(due.value() as i64, "wakeup_at")?,
         None => spi::transaction_time(),
     };
-    let ids: Vec<TaskId> = if steps.is_empty() {
-        Vec::new()
+    let tasks: Vec<(TaskId, Datum)> = steps.into_iter().flatten().map(|step| (uuid7::new(), step)).collect();
+    let ids: Vec<TaskId> = if tasks.is_empty() || insert_below(&place, due, &tasks)? {
+        tasks.into_iter().map(|(id, _)| id).collect()
     } else {
         spi::connected(|spi| {
             let arguments = [Some(steps_datum), Some(place.queue), spi::int(place.priority), spi::int(due)];
@@ -215,7 +244,7 @@ fn check_row_trigger(event: u32) -> Result<(), Error> {
 fn place(call: &Call, first: usize) -> Result<Place, Error> {
     let queue = call.required(first, "queue")?;
     // SAFETY: declared as text.
-    queue_name(&unsafe { spi::text_from(queue) })?;
+    let name = queue_name(&unsafe { spi::text_from(queue) })?;
     let got = i64::from(call.int4(first + 1, "priority")?);
     let priority = i16::try_from(got).map_err(|_| Error::OutOfRange {
         name: "priority",
@@ -223,7 +252,7 @@ fn place(call: &Call, first: usize) -> Result<Place, Error> {
         high: i64::from(i16::MAX),
         got,
     })?;
-    Ok(Place { queue, priority })
+    Ok(Place { queue, name, priority })
 }
 
 /// A queue's name, or the reason why it is none.

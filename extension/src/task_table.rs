@@ -1,8 +1,13 @@
-//! The task table below the executor: a row by its place or its id, a delete by its place, the ids of what is due.
+//! The task table below the executor: a row by its place or its id, a delete or a next step by its place, the ids of what is due, a new task.
 //!
-//! These are the three statements of the hot path, without the nodes, tuple copies and function calls of a plan. What is
+//! These are the statements of the hot path, without the nodes, tuple copies and function calls of a plan. What is
 //! special about a row (someone else changes it at this moment, a trigger or a foreign key of the user's) is left to SQL: each
 //! function says so and changes nothing.
+
+mod new_row;
+mod next_step;
+
+pub use new_row::NewTask;
 
 use std::marker::PhantomData;
 
@@ -14,6 +19,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use crate::spi;
+use new_row::Indexes;
 
 /// The table's columns, in the order of `sql/20_task.sql`.
 #[derive(Clone, Copy)]
@@ -21,6 +27,7 @@ use crate::spi;
 pub enum Column {
     Id = 1,
     WakeupAt = 2,
+    CreatedAt = 3,
     UpdatedAt = 4,
     LockedAt = 5,
     Fence = 6,
@@ -42,6 +49,10 @@ const C_COLLATION: u32 = 950;
 pub struct TaskTable {
     relation: pg_sys::Relation,
     slot: *mut pg_sys::TupleTableSlot,
+    /// For new rows, once there was one.
+    next: Option<*mut pg_sys::TupleTableSlot>,
+    /// For the entries of new rows, once there was one.
+    indexes: Option<Indexes>,
     /// Its blocks when it was opened. While it is open its lock keeps it from being truncated.
     blocks: u32,
     /// The primary key and a scan of it, once one was needed.
@@ -71,19 +82,27 @@ impl TaskTable {
                 relation,
                 slot: pg_sys::table_slot_create(relation, std::ptr::null_mut()),
                 blocks: pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM),
+                next: None,
+                indexes: None,
                 by_id: None,
                 snapshot: pg_sys::GetActiveSnapshot(),
             }
         }
     }
 
-    /// Closes it. Deletes become visible to what follows in this transaction.
+    /// Closes it. What was written becomes visible to what follows in this transaction.
     pub fn close(self) {
         // SAFETY: opened by `open`, in the reverse order; the locks are kept until the transaction ends.
         unsafe {
             if let Some((index, scan)) = self.by_id {
                 pg_sys::index_endscan(scan);
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
+            }
+            if let Some(indexes) = self.indexes {
+                indexes.close();
+            }
+            if let Some(next) = self.next {
+                pg_sys::ExecDropSingleTupleTableSlot(next);
             }
             pg_sys::ExecDropSingleTupleTableSlot(self.slot);
             pg_sys::PopActiveSnapshot();

@@ -214,7 +214,7 @@ pub fn write(
     }
     writer.give_back();
     writer.delete(&mut deletes);
-    writer.update(&updates, output);
+    writer.update(&mut updates, output);
     writer.refuse(output);
     let Writer { room, mut ends, mut hints, .. } = writer;
     unsettled(slot, |unsettled| {
@@ -301,29 +301,54 @@ impl Writer<'_> {
         }
     }
 
+    /// Next steps that are due now, by their places where that is possible: with the row's new fence and place. The others are left in
+    /// `updates`.
+    fn go_on(&mut self, updates: &mut Vec<usize>) -> Vec<(usize, i64, Place)> {
+        let mut went_on = Vec::with_capacity(updates.len());
+        let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+        if table.can_go_on() {
+            let now = spi::transaction_time();
+            updates.retain(|&index| {
+                let result = &self.results[index];
+                let (Outcome::Next(step), Some(held)) = (&result.outcome, self.held[index]) else {
+                    return true;
+                };
+                let place = table.go_on(&result.id, held.place, result.fence, *step, now);
+                went_on.extend(place.map(|place| (index, result.fence + 1, place)));
+                place.is_none()
+            });
+        }
+        table.close();
+        went_on
+    }
+
     /// Tasks that go on, wait or are parked.
-    fn update(&mut self, updates: &[usize], output: &mut Output) {
+    fn update(&mut self, updates: &mut Vec<usize>, output: &mut Output) {
         if updates.is_empty() {
             return;
         }
         let (slot, results, held) = (self.slot, self.results, self.held);
-        let rows = update(self.spi, results, held, updates);
-        let by_id: FxHashMap<TaskId, usize> =
-            (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
-        let mut ends: Vec<(usize, End)> = Vec::with_capacity(updates.len());
+        let mut went_on = self.go_on(updates);
+        let rows = (!updates.is_empty()).then(|| update(self.spi, results, held, updates));
+        let rows_by_id = rows.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)));
+        let by_id: FxHashMap<TaskId, (&spi::Rows, usize)> =
+            rows_by_id.filter_map(|(rows, row)| Some((rows.uuid(row, 1)?, (rows, row)))).collect();
+        went_on.extend(updates.iter().filter_map(|&index| {
+            let (rows, row) = *by_id.get(&results[index].id)?;
+            let place = rows.datum(row, 5).map_or(Place::UNKNOWN, |tid| {
+                // SAFETY: the column is a row's place.
+                place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
+            });
+            Some((index, rows.int8(row, 2).unwrap_or(0), place))
+        }));
+        let mut ends: Vec<(usize, End)> = Vec::with_capacity(went_on.len());
         let room = &mut self.room;
         slot.with_board(|board| {
-            for &index in updates {
+            for (index, fence, place) in went_on {
                 let result = &results[index];
-                let Some(&row) = by_id.get(&result.id) else { continue };
-                let fence = rows.int8(row, 2).unwrap_or(0);
                 let end = match &result.outcome {
                     Outcome::Next(_) if *room > 0 && board.may_continue(&result.id, result.token) => {
                         *room -= 1;
-                        let place = rows.datum(row, 5).map_or(Place::UNKNOWN, |tid| {
-                            // SAFETY: the column is a row's place.
-                            place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
-                        });
                         End::Advance(Advance { token: board.next_token(), fence, place })
                     }
                     Outcome::Next(_) if held[index].is_some() => End::Back,
@@ -343,7 +368,7 @@ impl Writer<'_> {
                 Outcome::Next(_) if held[index].is_none() => spi::transaction_time(),
                 _ => continue,
             };
-            let row = by_id[&result.id];
+            let Some(&(rows, row)) = by_id.get(&result.id) else { continue };
             if let Some(queue) = rows.text(row, 3).as_deref().and_then(QueueName::new) {
                 let priority = rows.int2(row, 4).unwrap_or(0);
                 self.hints.push(Hint { due, id: result.id, priority, queue });

@@ -1,0 +1,192 @@
+//! New rows below the executor: what enqueueing and next steps have in common, and the insert of a new task.
+
+use std::ffi::CStr;
+
+use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+
+use super::COLUMNS;
+use super::Column;
+use super::TaskTable;
+use crate::spi;
+
+/// CHECK constraints of `sql/20_task.sql`. What goes below the executor was checked for all that they say.
+const CHECKS: u16 = 6;
+
+/// Triggers of `sql/20_task.sql` for INSERT: what the first does is done by whoever inserts; the second is for rows with an error.
+const OWN_TRIGGERS: [&CStr; 2] = [c"task_insert", c"task_error_insert"];
+
+/// A task to be inserted: checked.
+pub struct NewTask {
+    /// Its id.
+    pub id: TaskId,
+    /// Its queue, a text.
+    pub queue: Datum,
+    /// Its priority.
+    pub priority: i16,
+    /// Its step, a jsonb.
+    pub step: Datum,
+    /// When it is due.
+    pub due: Micros,
+}
+
+/// The table's indexes, open for new entries.
+pub struct Indexes {
+    state: *mut pg_sys::EState,
+    target: *mut pg_sys::ResultRelInfo,
+}
+
+impl Indexes {
+    /// # Safety
+    /// The relation is open and stays so until `close`.
+    unsafe fn open(relation: pg_sys::Relation) -> Self {
+        // SAFETY: the result relation is zeroed memory that its own function fills.
+        unsafe {
+            let state = pg_sys::CreateExecutorState();
+            let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast::<pg_sys::ResultRelInfo>();
+            (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+            pg_sys::InitResultRelInfo(target, relation, 0, std::ptr::null_mut(), 0);
+            pg_sys::ExecOpenIndices(target, false);
+            Self { state, target }
+        }
+    }
+
+    /// Enters a new row into every index, as the executor does.
+    ///
+    /// # Safety
+    /// The slot holds a row that was just written to the table.
+    pub unsafe fn add(&self, row: *mut pg_sys::TupleTableSlot, is_update: bool) {
+        let (target, state, null) = (self.target, self.state, std::ptr::null_mut());
+        // SAFETY: opened by `open`; the memory for one row is emptied after it.
+        unsafe {
+            #[cfg(feature = "pg15")]
+            pg_sys::ExecInsertIndexTuples(target, row, state, is_update, false, null, std::ptr::null_mut());
+            #[cfg(not(feature = "pg15"))]
+            pg_sys::ExecInsertIndexTuples(
+                target,
+                row,
+                state,
+                is_update,
+                false,
+                null,
+                std::ptr::null_mut(),
+                false,
+            );
+            let context = (*state).es_per_tuple_exprcontext;
+            if !context.is_null() {
+                pg_sys::MemoryContextReset((*context).ecxt_per_tuple_memory);
+            }
+        }
+    }
+
+    /// Closes them.
+    pub fn close(self) {
+        // SAFETY: opened by `open`.
+        unsafe {
+            pg_sys::ExecCloseIndices(self.target);
+            pg_sys::FreeExecutorState(self.state);
+            pg_sys::pfree(self.target.cast());
+        }
+    }
+}
+
+impl TaskTable {
+    /// Whether the current user may insert new tasks, and they may go below the executor: nothing of the user's is to be done or checked
+    /// with them.
+    pub fn can_insert(&self) -> bool {
+        const FOR_INSERT: i16 = 1 << 2;
+        // SAFETY: plain reads of this process' state and of the open relation's description.
+        let (columns, read_only) =
+            unsafe { (i32::from((*(*self.relation).rd_att).natts), pg_sys::XactReadOnly) };
+        // Columns that were added may have defaults.
+        columns == COLUMNS && !read_only && self.is_plain_for(FOR_INSERT, &OWN_TRIGGERS) && self.may_insert()
+    }
+
+    fn may_insert(&self) -> bool {
+        // SAFETY: look-ups in the catalog's cache, in a transaction.
+        unsafe {
+            let (table, user, ok) =
+                ((*self.relation).rd_id, pg_sys::GetUserId(), pg_sys::AclResult::ACLCHECK_OK);
+            let insert = pg_sys::AclMode::from(pg_sys::ACL_INSERT);
+            pg_sys::pg_class_aclcheck(table, user, insert) == ok
+                || [Column::Id, Column::Queue, Column::Priority, Column::Step, Column::WakeupAt]
+                    .into_iter()
+                    .all(|column| pg_sys::pg_attribute_aclcheck(table, column as i16, user, insert) == ok)
+        }
+    }
+
+    /// Inserts a task that is not parked.
+    pub fn insert(&mut self, task: &NewTask) {
+        let now = Datum::from(spi::transaction_time());
+        let values: [(Column, Datum); 9] = [
+            (Column::Id, spi::uuid(&task.id)),
+            (Column::WakeupAt, Datum::from(task.due)),
+            (Column::CreatedAt, now),
+            (Column::UpdatedAt, now),
+            (Column::Fence, Datum::from(0_i64)),
+            (Column::Tried, Datum::from(0_i32)),
+            (Column::Priority, Datum::from(task.priority)),
+            (Column::Queue, task.queue),
+            (Column::Step, task.step),
+        ];
+        let mut datums = [Datum::null(); COLUMNS as usize];
+        let mut nulls = [true; COLUMNS as usize];
+        for (column, value) in values {
+            datums[column as usize - 1] = value;
+            nulls[column as usize - 1] = false;
+        }
+        // SAFETY: the table has these columns, of the values' types (see `can_insert`); the relation is locked for writing.
+        unsafe {
+            let row = self.next_slot();
+            let tuple =
+                pg_sys::heap_form_tuple((*self.relation).rd_att, datums.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::ExecStoreHeapTuple(tuple, row, true);
+            let insert =
+                (*(*self.relation).rd_tableam).tuple_insert.expect("every table access method can insert");
+            let (relation, command) = (self.relation, pg_sys::GetCurrentCommandId(true));
+            pg_sys::ffi::pg_guard_ffi_boundary(|| insert(relation, row, command, 0, std::ptr::null_mut()));
+            self.indexes().add(row, false);
+        }
+    }
+
+    /// Whether the table is as `sql/20_task.sql` makes it, as far as statements of one kind are concerned.
+    pub(super) fn is_plain_for(&self, event: i16, own_triggers: &[&CStr]) -> bool {
+        // SAFETY: the relation is open; its cache entry is valid for as long as it is, and the arrays are as long as it says.
+        unsafe {
+            let relation = &*self.relation;
+            let triggers = relation.trigdesc;
+            let only_own_triggers = triggers.is_null()
+                || std::slice::from_raw_parts((*triggers).triggers, (*triggers).numtriggers.max(0) as usize)
+                    .iter()
+                    .filter(|trigger| trigger.tgtype & event != 0)
+                    .all(|trigger| own_triggers.contains(&CStr::from_ptr(trigger.tgname)));
+            let constraints = (*relation.rd_att).constr;
+            let only_own_constraints = !constraints.is_null()
+                && (*constraints).num_check == CHECKS
+                && !(*constraints).has_generated_stored;
+            only_own_triggers
+                && only_own_constraints
+                && relation.rd_rules.is_null()
+                && !(*relation.rd_rel).relrowsecurity
+        }
+    }
+
+    /// The slot for new rows.
+    pub(super) fn next_slot(&mut self) -> *mut pg_sys::TupleTableSlot {
+        *self.next.get_or_insert_with(|| {
+            // SAFETY: the descriptor belongs to the open relation; the slot is dropped before it is closed.
+            unsafe {
+                pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, &raw const pg_sys::TTSOpsHeapTuple)
+            }
+        })
+    }
+
+    /// The indexes, opened when they are first needed.
+    pub(super) fn indexes(&mut self) -> &Indexes {
+        let relation = self.relation;
+        // SAFETY: the relation is open until `close`, which closes these first.
+        self.indexes.get_or_insert_with(|| unsafe { Indexes::open(relation) })
+    }
+}
