@@ -65,7 +65,8 @@ pub struct Ticker {
     slot: Slot,
     book: DueBook,
     hints: Vec<Hint>,
-    has_epoch: bool,
+    /// The epoch of the tokens; none until one was taken.
+    epoch: Option<i64>,
     /// The lanes have to be looked for in the table, not before this moment.
     find_lanes_at: Option<Micros>,
     /// When the table is looked at again for rows that came without a hint.
@@ -85,7 +86,7 @@ impl Ticker {
             slot,
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
             hints: Vec::new(),
-            has_epoch: false,
+            epoch: None,
             find_lanes_at: Some(shmem::settled_at()),
             rescan_at: Micros::MAX,
             last_rescan: 0,
@@ -115,7 +116,7 @@ impl Ticker {
     pub fn tick(&mut self) -> Result<Micros, String> {
         self.last_tick = background::now();
         self.woke_someone = false;
-        if !self.has_epoch {
+        if self.epoch.is_none() {
             self.begin()?;
         }
         self.take_hints();
@@ -150,7 +151,7 @@ impl Ticker {
     /// Takes an epoch for the tokens, in a commit that waits for the disk.
     fn begin(&mut self) -> Result<(), String> {
         let now = background::now();
-        let first = background::transaction(|| {
+        let epoch = background::transaction(|| {
             // SAFETY: inside a transaction; the setting ends with it.
             unsafe {
                 pg_sys::set_config_option(
@@ -168,11 +169,12 @@ impl Ticker {
         })?;
         self.slot.with_board(|board| board.head.next_token = board.head.next_token.max(first));
         self.slot.control().prepared.store(true, SeqCst);
-        self.has_epoch = true;
+        self.epoch = Some(epoch);
         self.rescan_at = now + guc::max_sleep().as_micros() as Micros;
         self.slot.control().set_state(self.state());
         Ok(())
     }
+        let first = token::first_token(epoch);
 
     fn take_hints(&mut self) {
         self.hints.clear();
@@ -319,7 +321,7 @@ impl Ticker {
         let find_lanes = self.find_lanes_at.is_some_and(|at| at <= now);
         let book = &mut self.book;
         let book = std::panic::AssertUnwindSafe(book);
-        background::transaction(move || {
+        let kept = background::transaction(move || {
             let book = book;
             let std::panic::AssertUnwindSafe(book) = book;
             spi::connected(|spi| {
@@ -330,7 +332,8 @@ impl Ticker {
                     let Some(read) = book.next_read(now) else { break };
                     book.read_done(&read, &due(&read));
                 }
-            });
+                find_lanes.then(|| beat::kept_epoch(spi))
+            })
         })?;
         if find_lanes {
             self.find_lanes_at = None;
@@ -359,6 +362,10 @@ impl Ticker {
             let mut unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
             if board.head.ready > 0 && board.head.workers > 0 {
                 // About to be claimed, of which the scheduler hears nothing: it comes back to write down what still runs then.
+        if kept > self.epoch {
+            // A dump of another server was restored, whose tokens must not come again.
+            self.begin()?;
+        }
                 unwritten = unwritten.or(Some(now));
             }
             (if board.head.workers > 0 { board.next_loss(grace) } else { None }, unwritten)
