@@ -8,9 +8,6 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::Entry;
-use pg_task_rules::board::Pushed;
-use pg_task_rules::names::QueueName;
-use pg_task_rules::place::Place;
 use pg_task_rules::token;
 use pgrx::pg_sys;
 
@@ -59,11 +56,11 @@ thread_local! {
                 SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
                   ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
                 FOR UPDATE OF f SKIP LOCKED)) \
-    // An attempt that was counted when the claim was made stays counted: what is counted is that the server, or the worker before, was lost
-    // with the task. Taken back, a task that takes the server down could run for ever between workers that give it back.
           RETURNING t.id",
         &[UUIDS, INT8S, UUIDS, TIMES],
     ) };
+    // An attempt that was counted when the claim was made stays counted: what is counted is that the server, or the worker before, was lost
+    // with the task. Taken back, a task that takes the server down could run for ever between workers that give it back.
     static UNWRITE: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL FROM unnest($1, $2) AS d (id, fence) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
@@ -157,20 +154,6 @@ pub fn notify(slot: Slot, workers: &[WorkerId]) {
         spi::notify(&channel, c"");
     }
     slot.control().wakeups_sent.fetch_add(workers.len() as u64, Relaxed);
-}
-
-/// Puts a due task on the board; the caller keeps it when there is no room.
-pub fn push(
-    board: &mut pg_task_rules::board::Board<'_>,
-    queue: &QueueName,
-    priority: i16,
-    key: &pg_task_rules::due::RowKey,
-    place: Place,
-) -> Pushed {
-    match board.intern(queue) {
-        Some(queue) => board.push_ready(key.id, key.due, queue, priority, place),
-        None => Pushed::Full,
-    }
 }
 
 fn int4_array(values: impl Iterator<Item = i64>) -> Option<pg_sys::Datum> {

@@ -6,8 +6,11 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
 use pg_task_rules::WorkerId;
+use pg_task_rules::board::Board;
+use pg_task_rules::board::Displaced;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::Pushed;
+use pg_task_rules::board::Rank;
 use pg_task_rules::due::DueBook;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::Offered;
@@ -16,6 +19,7 @@ use pg_task_rules::due::RowKey;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
+use pg_task_rules::token;
 use pgrx::pg_sys;
 
 use super::beat;
@@ -34,6 +38,9 @@ const BOOK_CAPACITY: usize = 100_000;
 
 /// Rows that are read at a time.
 const READ_LIMIT: usize = 8_192;
+
+/// Tasks of one lane that the board has room for however many lanes there are.
+const LEAST_SHARE: usize = 16;
 
 /// Reads in one transaction, after which workers are woken and hints are looked at again.
 const READS_PER_TICK: usize = 4;
@@ -167,6 +174,7 @@ impl Ticker {
             }
             spi::connected(|spi| beat::take_epoch(spi, now))
         })?;
+        let first = token::first_token(epoch);
         self.slot.with_board(|board| board.head.next_token = board.head.next_token.max(first));
         self.slot.control().prepared.store(true, SeqCst);
         self.epoch = Some(epoch);
@@ -174,7 +182,6 @@ impl Ticker {
         self.slot.control().set_state(self.state());
         Ok(())
     }
-        let first = token::first_token(epoch);
 
     fn take_hints(&mut self) {
         self.hints.clear();
@@ -198,26 +205,41 @@ impl Ticker {
         self.read_cost = 0;
     }
 
-    /// Moves what is due to the board.
+    /// Moves what is due to the board. What can wait longer gives way to what cannot.
     fn offer(&mut self) {
         let now = background::now();
-        let cap = guc::READY_CAPACITY.get() as u32 / 4;
+        let lanes = self.book.due_lanes(now).count();
+        let cap = (guc::READY_CAPACITY.get() as usize / lanes.max(4)).max(LEAST_SHARE) as u32;
+        let mut displaced: Vec<Displaced> = Vec::new();
         let book = &mut self.book;
-        self.slot.with_board(|board| {
-            let mut current: Option<(LaneKey, u32)> = None;
+        self.backlog = self.slot.with_board(|board| {
+            let mut current: Option<(LaneKey, u32, bool)> = None;
+            // Nothing gives way to this rank and those after it.
+            let mut hopeless: Option<Rank> = None;
             book.offer_due(now, |lane, key, place| {
-                let len = match &mut current {
-                    Some((current, len)) if current == lane => len,
+                let (_, len, wanted) = match &mut current {
+                    Some(current) if current.0 == *lane => current,
                     _ => {
-                        let len =
-                            board.intern(&lane.queue).map_or(0, |queue| board.lane_len(queue, lane.priority));
-                        &mut current.insert((*lane, len)).1
+                        let len = board.lane_len(&lane.queue, lane.priority);
+                        current.insert((*lane, len, board.is_wanted(&lane.queue)))
                     }
                 };
-                if *len >= cap {
+                if *len >= cap || !(*wanted || board.has_room_for_unwanted(*len == 0)) {
                     return Offered::NoRoom;
                 }
-                match beat::push(board, &lane.queue, lane.priority, key, place) {
+                let rank = Rank { unwanted: !*wanted, priority: lane.priority, due: key.due };
+                let push = |board: &mut Board<'_>| {
+                    board.push_due(&lane.queue, lane.priority, key.due, key.id, place)
+                };
+                let mut pushed = push(board);
+                if pushed == Pushed::Full && hopeless.is_none_or(|hopeless| rank < hopeless) {
+                    hopeless = Some(rank);
+                    if board.displace(rank, &mut displaced) {
+                        hopeless = None;
+                        pushed = push(board);
+                    }
+                }
+                match pushed {
                     Pushed::Added => {
                         *len += 1;
                         Offered::Taken
@@ -226,8 +248,13 @@ impl Ticker {
                     Pushed::Full => Offered::NoRoom,
                 }
             });
+            // What nobody takes need not be fetched; a worker that will take it wakes the scheduler when it registers.
+            book.due_lanes(background::now()).any(|lane| board.is_wanted(&lane.queue))
         });
-        self.backlog = self.book.has_due(background::now());
+        for task in displaced {
+            let lane = LaneKey { priority: task.priority, queue: task.queue };
+            self.book.hint(lane, RowKey { due: task.due, id: task.id });
+        }
     }
 
     fn wake_idle(&mut self) -> Result<(), String> {
@@ -335,6 +362,10 @@ impl Ticker {
                 find_lanes.then(|| beat::kept_epoch(spi))
             })
         })?;
+        if kept > self.epoch {
+            // A dump of another server was restored, whose tokens must not come again.
+            self.begin()?;
+        }
         if find_lanes {
             self.find_lanes_at = None;
             self.last_rescan = now;
@@ -362,10 +393,6 @@ impl Ticker {
             let mut unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
             if board.head.ready > 0 && board.head.workers > 0 {
                 // About to be claimed, of which the scheduler hears nothing: it comes back to write down what still runs then.
-        if kept > self.epoch {
-            // A dump of another server was restored, whose tokens must not come again.
-            self.begin()?;
-        }
                 unwritten = unwritten.or(Some(now));
             }
             (if board.head.workers > 0 { board.next_loss(grace) } else { None }, unwritten)
