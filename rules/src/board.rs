@@ -20,6 +20,7 @@ pub use claim::Taken;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use room::Displaced;
 pub use room::Rank;
+pub use room::Wanted;
 pub use workers::{Registration, WorkersFull};
 
 use crate::Micros;
@@ -358,5 +359,7 @@ impl Board<'_> {
     }
 }
 
+#[cfg(test)]
+mod bounds;
 #[cfg(test)]
 mod tests;

@@ -213,35 +213,36 @@ impl Ticker {
         let mut displaced: Vec<Displaced> = Vec::new();
         let book = &mut self.book;
         self.backlog = self.slot.with_board(|board| {
-            let mut current: Option<(LaneKey, u32, bool)> = None;
+            // There may be very many lanes: what each is compared with is found once.
+            let (wanted, mut lengths) = (board.wanted(), board.lane_lengths());
             // Nothing gives way to this rank and those after it.
             let mut hopeless: Option<Rank> = None;
             book.offer_due(now, |lane, key, place| {
-                let (_, len, wanted) = match &mut current {
-                    Some(current) if current.0 == *lane => current,
-                    _ => {
-                        let len = board.lane_len(&lane.queue, lane.priority);
-                        current.insert((*lane, len, board.is_wanted(&lane.queue)))
-                    }
-                };
-                if *len >= cap || !(*wanted || board.has_room_for_unwanted(*len == 0)) {
+                let len = lengths.get(lane).copied().unwrap_or(0);
+                let rank = Rank { unwanted: !wanted.has(&lane.queue), priority: lane.priority, due: key.due };
+                let is_hopeless = hopeless.is_some_and(|hopeless| rank >= hopeless);
+                if len >= cap
+                    || (rank.unwanted && !board.has_room_for_unwanted(len == 0))
+                    || (is_hopeless && !board.has_room(len == 0))
+                {
                     return Offered::NoRoom;
                 }
-                let rank = Rank { unwanted: !*wanted, priority: lane.priority, due: key.due };
                 let push = |board: &mut Board<'_>| {
                     board.push_due(&lane.queue, lane.priority, key.due, key.id, place)
                 };
                 let mut pushed = push(board);
-                if pushed == Pushed::Full && hopeless.is_none_or(|hopeless| rank < hopeless) {
+                if pushed == Pushed::Full && !is_hopeless {
                     hopeless = Some(rank);
                     if board.displace(rank, &mut displaced) {
-                        hopeless = None;
+                        lengths = board.lane_lengths();
                         pushed = push(board);
+                        // Still none: it is for the names of queues that there is no place, and giving way helps nobody.
+                        hopeless = (pushed == Pushed::Full).then_some(Rank::FIRST);
                     }
                 }
                 match pushed {
                     Pushed::Added => {
-                        *len += 1;
+                        *lengths.entry(*lane).or_insert(0) += 1;
                         Offered::Taken
                     }
                     Pushed::Present => Offered::Taken,
@@ -249,7 +250,7 @@ impl Ticker {
                 }
             });
             // What nobody takes need not be fetched; a worker that will take it wakes the scheduler when it registers.
-            book.due_lanes(background::now()).any(|lane| board.is_wanted(&lane.queue))
+            book.due_lanes(background::now()).any(|lane| wanted.has(&lane.queue))
         });
         for task in displaced {
             let lane = LaneKey { priority: task.priority, queue: task.queue };

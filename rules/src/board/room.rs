@@ -1,5 +1,8 @@
 //! Room: which tasks give way when the board is full, so that nobody's queues keep others from being served.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
 use super::Board;
 use super::Pushed;
 use super::QueueId;
@@ -7,6 +10,7 @@ use super::layout::WorkerSlot;
 use super::layout::WorkerState;
 use crate::Micros;
 use crate::TaskId;
+use crate::due::LaneKey;
 use crate::names::Kind;
 use crate::names::QueueName;
 use crate::place::Place;
@@ -20,6 +24,31 @@ pub struct Rank {
     pub priority: i16,
     /// When the first of them was due.
     pub due: Micros,
+}
+
+impl Rank {
+    /// Before every other.
+    pub const FIRST: Self = Self { unwanted: false, priority: i16::MIN, due: Micros::MIN };
+}
+
+/// Queues from which workers that are there take tasks.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    all: bool,
+    queues: BTreeSet<QueueName>,
+}
+
+impl Wanted {
+    /// Whether someone takes tasks from the queue.
+    pub fn has(&self, queue: &QueueName) -> bool {
+        self.all || self.queues.contains(queue)
+    }
+}
+
+impl WorkerSlot {
+    fn is_there(&self) -> bool {
+        self.state == WorkerState::Live && !self.stop
+    }
 }
 
 /// A task that had to give way: it is to be offered again.
@@ -36,10 +65,16 @@ pub struct Displaced {
 }
 
 impl Board<'_> {
-    /// Whether a worker that is there takes tasks from the queue.
-    pub fn is_wanted(&self, queue: &QueueName) -> bool {
-        let number = self.number_of(queue);
-        self.is_taken_by_someone(|slot| number.is_some_and(|number| slot.takes(number)))
+    /// The queues from which workers that are there take tasks.
+    pub fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted::default();
+        if self.head.workers > 0 {
+            for slot in self.workers.iter().filter(|slot| slot.is_there()) {
+                wanted.all |= slot.queues().is_empty();
+                wanted.queues.extend(slot.queues().iter().map(|queue| self.queue_name(*queue)));
+            }
+        }
+        wanted
     }
 
     /// Whether there is room for one more task that no worker takes, in a lane of its own if need be: half of the board is kept from them.
@@ -48,11 +83,16 @@ impl Board<'_> {
             && !(in_new_lane && self.lanes_in_use().count() >= self.lanes.len() / 2)
     }
 
-    /// How many tasks of a queue and priority are ready for any worker.
-    pub fn lane_len(&self, queue: &QueueName, priority: i16) -> u32 {
-        self.number_of(queue)
-            .and_then(|queue| self.lane_of(queue, priority))
-            .map_or(0, |lane| self.lanes[lane].len)
+    /// Whether there is room for one more task, in a lane of its own if need be.
+    pub fn has_room(&self, in_new_lane: bool) -> bool {
+        self.room() > 0 && !(in_new_lane && self.lanes_in_use().count() >= self.lanes.len())
+    }
+
+    /// How many tasks of each queue and priority are ready for any worker.
+    pub fn lane_lengths(&self) -> BTreeMap<LaneKey, u32> {
+        let any = self.lanes_in_use().filter(|lane| lane.kind == Kind::ANY);
+        any.map(|lane| (LaneKey { priority: lane.priority, queue: self.queue_name(lane.queue) }, lane.len))
+            .collect()
     }
 
     /// Makes a task of a queue ready. The queue's name is numbered if that makes sense: there is a lane for it.
@@ -104,16 +144,10 @@ impl Board<'_> {
     fn rank_of(&self, lane: usize) -> Rank {
         let lane = &self.lanes[lane];
         Rank {
-            unwanted: !self.is_taken_by_someone(|slot| slot.takes(lane.queue)),
+            unwanted: !self.workers.iter().any(|slot| slot.is_there() && slot.takes(lane.queue)),
             priority: lane.priority,
             due: self.entries[lane.first as usize].due,
         }
-    }
-
-    fn is_taken_by_someone(&self, takes: impl Fn(&WorkerSlot) -> bool) -> bool {
-        let there = |slot: &&WorkerSlot| slot.state == WorkerState::Live && !slot.stop;
-        self.head.workers > 0
-            && self.workers.iter().filter(there).any(|slot| slot.queues().is_empty() || takes(slot))
     }
 
     fn number_of(&self, queue: &QueueName) -> Option<QueueId> {
