@@ -233,10 +233,10 @@ fn commit(model: &Handout, state: &mut State, worker: u8) {
             // Only what was written down has to be taken back.
             if row.locked_by == Some(worker) {
                 row.locked_by = None;
-                if counted {
-                    take_count_back(model, &mut row);
-                }
                 state.rows[at] = Some(row);
+                if counted {
+                    take_count_back(model, state, attempt.task);
+                }
             }
             End::Back
         }
@@ -407,15 +407,22 @@ fn take_back_what_was_written(model: &Handout, state: &mut State, task: u8, clai
     }
     row.locked_by = None;
     if claim.counted {
-        take_count_back(model, row);
+        take_count_back(model, state, task);
     }
 }
 
 /// What was counted is that the server or a worker was lost with the task: that stays, though this attempt did not run.
-fn take_count_back(model: &Handout, row: &mut Row) {
+fn take_count_back(model: &Handout, state: &mut State, task: u8) {
+    let at = usize::from(task);
+    let Some(row) = &mut state.rows[at] else { return };
+    let before = row.tried;
     if !model.keeps(Mutation::GiveBackUncounts) {
         row.tried = row.tried.saturating_sub(1);
         row.fence += 1;
+    }
+    // The row does not count as old any more: its next run is not counted before it begins.
+    if row.tried < before && state.notes[at].crashes > 0 {
+        state.note(Violation::CrashUncounted);
     }
 }
 
