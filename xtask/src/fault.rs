@@ -23,12 +23,21 @@ pub fn test() -> anyhow::Result<()> {
 
 /// Builds everything and hands the arguments on.
 pub fn run(arguments: &[String]) -> anyhow::Result<()> {
+    play("fault", arguments)
+}
+
+/// The same load without faults, for long.
+pub fn soak(arguments: &[String]) -> anyhow::Result<()> {
+    play("soak", arguments)
+}
+
+fn play(program: &str, arguments: &[String]) -> anyhow::Result<()> {
     let missing = PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name);
     setup::install_if_possible(&missing.collect::<Vec<_>>())?;
     // The server's files with the extension; the program finds them.
     let _tree = build::tree()?;
     setup::run(build::cargo().args(["build", "--quiet", "--package", "pg_task_fault", "--bins"]))?;
     let mut command = build::cargo();
-    command.args(["run", "--quiet", "--package", "pg_task_fault", "--bin", "fault", "--"]).args(arguments);
+    command.args(["run", "--quiet", "--package", "pg_task_fault", "--bin", program, "--"]).args(arguments);
     setup::run(command.env_remove("RUST_LOG"))
 }
