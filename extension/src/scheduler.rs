@@ -6,6 +6,7 @@
 mod beat;
 mod tick;
 
+use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -78,21 +79,37 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
     shmem::wake_launcher();
 }
 
-/// Settings of this session: names mean the same whatever a database or role sets, and no plan reads the whole table.
+/// Settings of this session, whatever a database or role sets: names mean the same, nothing that is written is refused or ended by a clock,
+/// an error ends a tick and not the process, and no plan reads the whole table.
+const SESSION: &[(&CStr, &CStr)] = &[
+    (c"role", c"none"),
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"default_transaction_read_only", c"off"),
+    (c"default_transaction_deferrable", c"off"),
+    (c"session_replication_role", c"origin"),
+    (c"exit_on_error", c"off"),
+    (c"statement_timeout", c"0"),
+    (c"idle_in_transaction_session_timeout", c"0"),
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    (c"transaction_timeout", c"0"),
+    (c"lock_timeout", c"10s"),
+    (c"enable_seqscan", c"off"),
+    (c"enable_bitmapscan", c"off"),
+    (c"enable_sort", c"off"),
+    (c"enable_hashjoin", c"off"),
+    (c"enable_mergejoin", c"off"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_indexonlyscan", c"on"),
+    (c"enable_nestloop", c"on"),
+    (c"plan_cache_mode", c"auto"),
+    (c"jit", c"off"),
+    // What it writes can be done again; it need not wait for the disk.
+    (c"synchronous_commit", c"off"),
+];
+
 fn prepare_session() {
-    for (name, value) in [
-        (c"search_path", c"pg_catalog, pg_temp"),
-        (c"enable_seqscan", c"off"),
-        (c"enable_bitmapscan", c"off"),
-        (c"enable_sort", c"off"),
-        (c"enable_hashjoin", c"off"),
-        (c"enable_mergejoin", c"off"),
-        (c"jit", c"off"),
-        // What it writes can be done again; it need not wait for the disk.
-        (c"synchronous_commit", c"off"),
-        (c"idle_in_transaction_session_timeout", c"0"),
-        (c"lock_timeout", c"10s"),
-    ] {
+    for (name, value) in SESSION {
         // SAFETY: constant strings; the session is a background worker's own.
         unsafe {
             pg_sys::SetConfigOption(

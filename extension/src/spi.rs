@@ -242,7 +242,6 @@ pub fn int8_array(values: impl Iterator<Item = i64>) -> Option<Datum> {
 /// Element types of [`array`].
 #[derive(Clone, Copy)]
 pub enum ElementType {
-    Bool,
     Int4,
     Int8,
     Jsonb,
@@ -255,7 +254,6 @@ impl ElementType {
     /// The type and how it is stored, as `pg_type` describes it.
     fn storage(self) -> (Oid, i32, bool, u8) {
         match self {
-            Self::Bool => (pg_sys::BOOLOID, 1, true, b'c'),
             Self::Int4 => (pg_sys::INT4OID, 4, true, b'i'),
             Self::Int8 => (pg_sys::INT8OID, 8, true, b'd'),
             Self::Jsonb => (pg_sys::JSONBOID, -1, false, b'i'),

@@ -8,6 +8,7 @@
 
 mod claim;
 mod layout;
+mod room;
 mod wake;
 mod workers;
 
@@ -17,6 +18,9 @@ pub use claim::Claim;
 pub use claim::ClaimedRow;
 pub use claim::Taken;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
+pub use room::Displaced;
+pub use room::Rank;
+pub use room::Wanted;
 pub use workers::{Registration, WorkersFull};
 
 use crate::Micros;
@@ -195,13 +199,6 @@ impl Board<'_> {
         true
     }
 
-    /// How many tasks of a queue and priority are ready for any worker.
-    pub fn lane_len(&self, queue: QueueId, priority: i16) -> u32 {
-        self.lanes_in_use()
-            .find(|lane| lane.queue == queue && lane.priority == priority && lane.kind == Kind::ANY)
-            .map_or(0, |lane| lane.len)
-    }
-
     /// The lanes that have ready tasks.
     pub fn lanes_in_use(&self) -> impl Iterator<Item = &Lane> {
         self.lanes[..usize::from(self.head.lanes)].iter().filter(|lane| lane.len > 0)
@@ -345,9 +342,7 @@ impl Board<'_> {
     /// Moves an entry that is in no list to a lane, ready.
     fn return_ready(&mut self, index: u32, kind: Kind, label: Label) -> bool {
         let Entry { queue, priority, .. } = self.entries[index as usize];
-        // Steps that nobody knows may be of any number: they leave half of the lanes to what can be run.
-        let crowded = kind != Kind::ANY
-            && self.lanes_in_use().filter(|lane| lane.kind != Kind::ANY).count() >= self.lanes.len() / 2;
+        let crowded = kind != Kind::ANY && self.is_crowded_by_misfits();
         let Some(lane) = (!crowded).then(|| self.lane_for(queue, priority, kind)).flatten() else {
             self.put_free(index);
             return false;
@@ -364,5 +359,7 @@ impl Board<'_> {
     }
 }
 
+#[cfg(test)]
+mod bounds;
 #[cfg(test)]
 mod tests;

@@ -193,12 +193,13 @@ impl DueBook {
             .min()
     }
 
-    /// Whether something is due that the board had no room for, or that is still to be read.
-    pub fn has_due(&self, now: Micros) -> bool {
-        self.lanes.values().any(|book| {
+    /// The lanes in which something is due that the board had no room for, or that is still to be read.
+    pub fn due_lanes(&self, now: Micros) -> impl Iterator<Item = &LaneKey> {
+        let is_due = move |book: &LaneBook| {
             book.upcoming.first_key_value().is_some_and(|(first, _)| first.due <= now)
                 || (book.mark != RowKey::END && book.unread_due <= now)
-        })
+        };
+        self.lanes.iter().filter(move |(_, book)| is_due(book)).map(|(lane, _)| lane)
     }
 
     /// Rows in memory.

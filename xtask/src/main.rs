@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault` and a few more.
+//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault|soak` and a few more.
 #![expect(clippy::print_stdout, reason = "commands speak to people")]
 
 mod audit;
@@ -66,6 +66,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Load without faults and with reloads, for half an hour: memory, descriptors and the log must stay flat.
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// The options of the soak.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -81,5 +88,6 @@ fn main() -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(command),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Fault { arguments } => fault::run(&arguments),
+        Command::Soak { arguments } => fault::soak(&arguments),
     }
 }

@@ -59,7 +59,7 @@ pub fn run(majors: &[u32]) -> anyhow::Result<()> {
         inside_the_server(install)?;
     }
     if majors.contains(&DEFAULT_MAJOR) {
-        stage("faults under load");
+        stage("faults under load: a fixed seed and a fresh one");
         fault::test()?;
     }
     if [16, 18].iter().all(|major| majors.contains(major)) {

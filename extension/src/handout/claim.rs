@@ -133,7 +133,9 @@ impl HandOut<'_> {
             }
             board.head.ready
         });
-        if left < self.slot.control().low_water.load(std::sync::atomic::Ordering::Relaxed) {
+        // There is more in the table, and less here than before, or not what this worker takes.
+        let low_water = self.slot.control().low_water.load(std::sync::atomic::Ordering::Relaxed);
+        if left < low_water || (low_water > 0 && (taken.len() as u32) < want) {
             self.slot.wake_scheduler();
         }
     }

@@ -18,6 +18,7 @@ use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
+use rustc_hash::FxHashSet;
 
 use super::find_worker;
 use super::serving_slot;
@@ -121,15 +122,15 @@ sql_function!(
 fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<TaskId> {
     let mut refused = Vec::new();
     spi::connected(|spi| {
+        // Looked up, not searched for: a worker may hold thousands, and everyone waits for the board meanwhile.
+        let named: FxHashSet<(TaskId, i64)> =
+            held.iter().map(|held| (held.claim.id, held.claim.token)).collect();
         let forgotten: Vec<Entry> = slot.with_board(|board| {
-            let known: Vec<Entry> = board
+            board
                 .claims_of(place)
-                .filter(|entry| {
-                    !held.iter().any(|held| held.claim.id == entry.id && held.claim.token == entry.token)
-                })
+                .filter(|entry| !named.contains(&(entry.id, entry.token)))
                 .copied()
-                .collect();
-            known
+                .collect()
         });
         // An answer that was lost on its way: the worker never saw these, so that no attempt was made.
         unwrite(spi, &forgotten);
@@ -162,9 +163,14 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
             found.insert(id, (queue, asserted));
         }
         slot.with_board(|board| {
+            // The number of a name is good until the next name is looked for.
+            let mut last: Option<(QueueName, QueueId)> = None;
             for held in held {
                 let granted = found.get(&held.claim.id).is_some_and(|(queue, row)| {
-                    let Some(queue) = board.intern(queue) else { return false };
+                    if last.is_none_or(|(name, _)| name != *queue) {
+                        last = board.intern(queue).map(|number| (*queue, number));
+                    }
+                    let Some((_, queue)) = last else { return false };
                     row.fence == held.fence
                         && board.assert_claim(place, &held.claim, &AssertedRow { queue, ..*row }, now)
                 });

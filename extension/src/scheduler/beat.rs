@@ -8,9 +8,6 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::Entry;
-use pg_task_rules::board::Pushed;
-use pg_task_rules::names::QueueName;
-use pg_task_rules::place::Place;
 use pg_task_rules::token;
 use pgrx::pg_sys;
 
@@ -24,7 +21,6 @@ use crate::uuid7;
 const UUIDS: pg_sys::Oid = pg_sys::UUIDARRAYOID;
 const INT8S: pg_sys::Oid = pg_sys::INT8ARRAYOID;
 const INT4S: pg_sys::Oid = pg_sys::INT4ARRAYOID;
-const BOOLS: pg_sys::Oid = pg_sys::BOOLARRAYOID;
 const TIMES: pg_sys::Oid = pg_sys::TIMESTAMPTZARRAYOID;
 
 /// Claims that are written down in one statement.
@@ -63,14 +59,12 @@ thread_local! {
           RETURNING t.id",
         &[UUIDS, INT8S, UUIDS, TIMES],
     ) };
+    // An attempt that was counted when the claim was made stays counted: what is counted is that the server, or the worker before, was lost
+    // with the task. Taken back, a task that takes the server down could run for ever between workers that give it back.
     static UNWRITE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL, \
-            tried = CASE WHEN d.counted AND t.tried OPERATOR(pg_catalog.>) 0 \
-                THEN t.tried OPERATOR(pg_catalog.-) 1 ELSE t.tried END, \
-            fence = CASE WHEN d.counted THEN t.fence OPERATOR(pg_catalog.+) 1 ELSE t.fence END \
-          FROM unnest($1, $2, $3) AS d (id, fence, counted) \
+        c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL FROM unnest($1, $2) AS d (id, fence) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
-        &[UUIDS, INT8S, BOOLS],
+        &[UUIDS, INT8S],
     ) };
     static EPOCH: Statement = const { Statement::new(
         c"SELECT s.last_value FROM pg_task.epoch AS s", &[],
@@ -82,10 +76,14 @@ thread_local! {
 
 /// Takes a new epoch, so that every token of this life is larger than every one of the last. Must be followed by a durable commit.
 pub fn take_epoch(spi: &Connected, now: Micros) -> i64 {
-    let last = EPOCH.with(|statement| statement.run(spi, &[], true)).int8(0, 1).unwrap_or(0);
-    let epoch = token::next_epoch(last, now);
+    let epoch = token::next_epoch(kept_epoch(spi), now);
     SET_EPOCH.with(|statement| statement.run(spi, &[spi::int(epoch)], false));
-    token::first_token(epoch)
+    epoch
+}
+
+/// The epoch that is kept: that of this scheduler, unless a dump was restored.
+pub fn kept_epoch(spi: &Connected) -> i64 {
+    EPOCH.with(|statement| statement.run(spi, &[], true)).int8(0, 1).unwrap_or(0)
 }
 
 /// Writes down that a worker was lost: the attempt of each task that it held is counted, and the task is ready again or parked.
@@ -142,12 +140,9 @@ pub fn unwrite(spi: &Connected, claims: &[Entry]) {
     if claims.is_empty() {
         return;
     }
-    let mut counted: Vec<pg_sys::Datum> =
-        claims.iter().map(|claim| pg_sys::Datum::from(claim.is_counted())).collect();
     let arguments = [
         spi::uuid_array(claims.iter().map(|claim| &claim.id)),
         spi::int8_array(claims.iter().map(|claim| claim.fence)),
-        spi::array(&mut counted, ElementType::Bool),
     ];
     UNWRITE.with(|statement| statement.run(spi, &arguments, false));
 }
@@ -159,20 +154,6 @@ pub fn notify(slot: Slot, workers: &[WorkerId]) {
         spi::notify(&channel, c"");
     }
     slot.control().wakeups_sent.fetch_add(workers.len() as u64, Relaxed);
-}
-
-/// Puts a due task on the board; the caller keeps it when there is no room.
-pub fn push(
-    board: &mut pg_task_rules::board::Board<'_>,
-    queue: &QueueName,
-    priority: i16,
-    key: &pg_task_rules::due::RowKey,
-    place: Place,
-) -> Pushed {
-    match board.intern(queue) {
-        Some(queue) => board.push_ready(key.id, key.due, queue, priority, place),
-        None => Pushed::Full,
-    }
 }
 
 fn int4_array(values: impl Iterator<Item = i64>) -> Option<pg_sys::Datum> {

@@ -6,8 +6,11 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
 use pg_task_rules::WorkerId;
+use pg_task_rules::board::Board;
+use pg_task_rules::board::Displaced;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::Pushed;
+use pg_task_rules::board::Rank;
 use pg_task_rules::due::DueBook;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::Offered;
@@ -16,6 +19,7 @@ use pg_task_rules::due::RowKey;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
+use pg_task_rules::token;
 use pgrx::pg_sys;
 
 use super::beat;
@@ -34,6 +38,9 @@ const BOOK_CAPACITY: usize = 100_000;
 
 /// Rows that are read at a time.
 const READ_LIMIT: usize = 8_192;
+
+/// Tasks of one lane that the board has room for however many lanes there are.
+const LEAST_SHARE: usize = 16;
 
 /// Reads in one transaction, after which workers are woken and hints are looked at again.
 const READS_PER_TICK: usize = 4;
@@ -65,7 +72,8 @@ pub struct Ticker {
     slot: Slot,
     book: DueBook,
     hints: Vec<Hint>,
-    has_epoch: bool,
+    /// The epoch of the tokens; none until one was taken.
+    epoch: Option<i64>,
     /// The lanes have to be looked for in the table, not before this moment.
     find_lanes_at: Option<Micros>,
     /// When the table is looked at again for rows that came without a hint.
@@ -85,7 +93,7 @@ impl Ticker {
             slot,
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
             hints: Vec::new(),
-            has_epoch: false,
+            epoch: None,
             find_lanes_at: Some(shmem::settled_at()),
             rescan_at: Micros::MAX,
             last_rescan: 0,
@@ -115,7 +123,7 @@ impl Ticker {
     pub fn tick(&mut self) -> Result<Micros, String> {
         self.last_tick = background::now();
         self.woke_someone = false;
-        if !self.has_epoch {
+        if self.epoch.is_none() {
             self.begin()?;
         }
         self.take_hints();
@@ -150,7 +158,7 @@ impl Ticker {
     /// Takes an epoch for the tokens, in a commit that waits for the disk.
     fn begin(&mut self) -> Result<(), String> {
         let now = background::now();
-        let first = background::transaction(|| {
+        let epoch = background::transaction(|| {
             // SAFETY: inside a transaction; the setting ends with it.
             unsafe {
                 pg_sys::set_config_option(
@@ -166,9 +174,10 @@ impl Ticker {
             }
             spi::connected(|spi| beat::take_epoch(spi, now))
         })?;
+        let first = token::first_token(epoch);
         self.slot.with_board(|board| board.head.next_token = board.head.next_token.max(first));
         self.slot.control().prepared.store(true, SeqCst);
-        self.has_epoch = true;
+        self.epoch = Some(epoch);
         self.rescan_at = now + guc::max_sleep().as_micros() as Micros;
         self.slot.control().set_state(self.state());
         Ok(())
@@ -196,36 +205,57 @@ impl Ticker {
         self.read_cost = 0;
     }
 
-    /// Moves what is due to the board.
+    /// Moves what is due to the board. What can wait longer gives way to what cannot.
     fn offer(&mut self) {
         let now = background::now();
-        let cap = guc::READY_CAPACITY.get() as u32 / 4;
+        let lanes = self.book.due_lanes(now).count();
+        let cap = (guc::READY_CAPACITY.get() as usize / lanes.max(4)).max(LEAST_SHARE) as u32;
+        let mut displaced: Vec<Displaced> = Vec::new();
         let book = &mut self.book;
-        self.slot.with_board(|board| {
-            let mut current: Option<(LaneKey, u32)> = None;
+        self.backlog = self.slot.with_board(|board| {
+            // There may be very many lanes: what each is compared with is found once.
+            let (wanted, mut lengths) = (board.wanted(), board.lane_lengths());
+            // Nothing gives way to this rank and those after it.
+            let mut hopeless: Option<Rank> = None;
             book.offer_due(now, |lane, key, place| {
-                let len = match &mut current {
-                    Some((current, len)) if current == lane => len,
-                    _ => {
-                        let len =
-                            board.intern(&lane.queue).map_or(0, |queue| board.lane_len(queue, lane.priority));
-                        &mut current.insert((*lane, len)).1
-                    }
-                };
-                if *len >= cap {
+                let len = lengths.get(lane).copied().unwrap_or(0);
+                let rank = Rank { unwanted: !wanted.has(&lane.queue), priority: lane.priority, due: key.due };
+                let is_hopeless = hopeless.is_some_and(|hopeless| rank >= hopeless);
+                if len >= cap
+                    || (rank.unwanted && !board.has_room_for_unwanted(len == 0))
+                    || (is_hopeless && !board.has_room(len == 0))
+                {
                     return Offered::NoRoom;
                 }
-                match beat::push(board, &lane.queue, lane.priority, key, place) {
+                let push = |board: &mut Board<'_>| {
+                    board.push_due(&lane.queue, lane.priority, key.due, key.id, place)
+                };
+                let mut pushed = push(board);
+                if pushed == Pushed::Full && !is_hopeless {
+                    hopeless = Some(rank);
+                    if board.displace(rank, &mut displaced) {
+                        lengths = board.lane_lengths();
+                        pushed = push(board);
+                        // Still none: it is for the names of queues that there is no place, and giving way helps nobody.
+                        hopeless = (pushed == Pushed::Full).then_some(Rank::FIRST);
+                    }
+                }
+                match pushed {
                     Pushed::Added => {
-                        *len += 1;
+                        *lengths.entry(*lane).or_insert(0) += 1;
                         Offered::Taken
                     }
                     Pushed::Present => Offered::Taken,
                     Pushed::Full => Offered::NoRoom,
                 }
             });
+            // What nobody takes need not be fetched; a worker that will take it wakes the scheduler when it registers.
+            book.due_lanes(background::now()).any(|lane| wanted.has(&lane.queue))
         });
-        self.backlog = self.book.has_due(background::now());
+        for task in displaced {
+            let lane = LaneKey { priority: task.priority, queue: task.queue };
+            self.book.hint(lane, RowKey { due: task.due, id: task.id });
+        }
     }
 
     fn wake_idle(&mut self) -> Result<(), String> {
@@ -319,7 +349,7 @@ impl Ticker {
         let find_lanes = self.find_lanes_at.is_some_and(|at| at <= now);
         let book = &mut self.book;
         let book = std::panic::AssertUnwindSafe(book);
-        background::transaction(move || {
+        let kept = background::transaction(move || {
             let book = book;
             let std::panic::AssertUnwindSafe(book) = book;
             spi::connected(|spi| {
@@ -330,8 +360,13 @@ impl Ticker {
                     let Some(read) = book.next_read(now) else { break };
                     book.read_done(&read, &due(&read));
                 }
-            });
+                find_lanes.then(|| beat::kept_epoch(spi))
+            })
         })?;
+        if kept > self.epoch {
+            // A dump of another server was restored, whose tokens must not come again.
+            self.begin()?;
+        }
         if find_lanes {
             self.find_lanes_at = None;
             self.last_rescan = now;

@@ -135,6 +135,71 @@ fn names_of_queues_make_room_when_no_task_and_no_worker_refers_to_them() {
     assert_eq!(board.queue_name(named), name("new"));
 }
 
+fn queue(n: usize) -> QueueName {
+    QueueName::new(&format!("queue {n}")).expect("a short name")
+}
+
+fn push_due(board: &mut Board<'_>, n: u8, due: Micros, of: usize, priority: i16) -> Pushed {
+    board.push_due(&queue(of), priority, due, id(n), Place::UNKNOWN)
+}
+
+#[test]
+fn what_can_wait_longest_gives_way_when_every_lane_is_taken() {
+    let mut memory = Memory::new(&Sizes { entries: 64, lanes: 4, workers: 3, queues: 16 });
+    let mut board = memory.board();
+    // A worker takes queues 0 to 5; nobody takes queue 9.
+    let mut numbers = Vec::new();
+    assert!(board.intern_all(&[0, 1, 2, 3, 4, 5].map(queue), &mut numbers));
+    board.register(&Registration { queues: &numbers, ..registration(1) }, 0).expect("free");
+    assert!(board.wanted().has(&queue(0)) && !board.wanted().has(&queue(9)));
+    for (n, due, of, priority) in [(1, 10, 0, 0), (2, 40, 1, 0), (3, 1, 2, 7), (4, 1, 9, -5), (5, 2, 9, -5)] {
+        assert_eq!(push_due(&mut board, n, due, of, priority), Pushed::Added);
+    }
+    let rank = |unwanted, priority, due| Rank { unwanted, priority, due };
+    let displace = |board: &mut Board<'_>, rank| {
+        let mut out = Vec::new();
+        assert_eq!(board.displace(rank, &mut out), !out.is_empty());
+        out.iter().map(|task| task.id[15]).collect::<Vec<_>>()
+    };
+    assert_eq!(push_due(&mut board, 6, 20, 3, 0), Pushed::Full);
+    // First what nobody takes, then the larger number of priority, then what was due last.
+    assert_eq!(displace(&mut board, rank(true, -6, 0)), [4, 5]);
+    assert_eq!(push_due(&mut board, 6, 20, 3, 0), Pushed::Added);
+    assert_eq!(displace(&mut board, rank(false, 0, 30)), [3]);
+    assert_eq!(push_due(&mut board, 7, 30, 4, 0), Pushed::Added);
+    assert_eq!(displace(&mut board, rank(false, 0, 35)), [2]);
+    assert_eq!(push_due(&mut board, 8, 35, 5, 0), Pushed::Added);
+    assert_eq!(displace(&mut board, rank(false, 0, 35)), []);
+    assert_eq!(board.head.ready, 4);
+}
+
+#[test]
+fn half_of_the_board_is_kept_from_what_nobody_takes_or_knows() {
+    let mut memory = Memory::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 16 });
+    let mut board = memory.board();
+    assert!(board.has_room_for_unwanted(true));
+    push_due(&mut board, 1, 1, 0, 0);
+    push_due(&mut board, 2, 1, 1, 0);
+    assert!(!board.has_room_for_unwanted(true) && board.has_room_for_unwanted(false));
+    push_due(&mut board, 3, 1, 1, 0);
+    push_due(&mut board, 4, 1, 1, 0);
+    assert!(!board.has_room_for_unwanted(false));
+
+    // Steps that no worker knows, all of one kind: they would fill the board from a single lane.
+    board.reset();
+    let worker = board.register(&registration(1), 0).expect("free");
+    let mut kept = 0;
+    for n in 10..30 {
+        push_due(&mut board, n, 1, 2, 0);
+        for claim in claim_all(&mut board, worker, 8, 5) {
+            kept += usize::from(board.misfit(&claim.id, claim.token, Kind::new("a", "b"), Label::EMPTY));
+            board.note_unknown(worker, Kind::new("a", "b"));
+        }
+    }
+    assert_eq!((kept, board.head.ready), (4, 4));
+    assert_eq!(push_due(&mut board, 31, 1, 3, 0), Pushed::Added);
+}
+
 #[test]
 fn a_full_board_says_so_and_has_room_again_after_a_claim_ends() {
     let mut memory = small();

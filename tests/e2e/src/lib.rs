@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod catalog;
+pub mod interleave;
 pub mod roles;
 pub mod seed;
 mod session;

@@ -84,3 +84,56 @@ async fn an_attempt_that_was_counted_when_it_was_made_is_not_counted_again_after
     sqlx::raw_sql(AssertSqlSafe(finish)).execute(&mut one).await?;
     db.until_done().await
 }
+
+#[tokio::test]
+async fn an_attempt_that_was_counted_after_a_crash_stays_counted_when_it_is_given_back() -> Result<()> {
+    let server = own_server("e2e-given-back", &["pg_task.settle_time = 0"])?;
+    let mut db = Database::create(&server).await?;
+    let name = db.ask("SELECT current_database()").await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
+    let mut crashes = 0;
+    for give_back in ["leave", "result", "forgotten"] {
+        db.pool.close().await;
+        server.stop(Stop::Immediate)?;
+        server.start()?;
+        crashes += 1;
+        db = Database::attach(&server, &name).await?;
+        db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+        let mut one = session(&db).await?;
+        let (id, fence, token) = claim(&db, &mut one).await?;
+        let row = "SELECT tried || ' ' || (locked_by IS NULL)::text FROM pg_task.task";
+        assert_eq!(db.ask(row).await?, format!("{crashes} false"));
+        db.run(&match give_back {
+            "leave" => format!("SELECT pg_task.leave('{WORKER}')"),
+            "result" => format!(
+                "SELECT pg_task.exchange('{WORKER}', 0, '{{{id}}}', '{{{fence}}}', '{{{token}}}', '{{5}}')"
+            ),
+            _ => format!("SELECT pg_task.register('{WORKER}')"),
+        })
+        .await?;
+        assert_eq!(db.ask(row).await?, format!("{crashes} true"), "{give_back}");
+        // It is handed out again, and a crash is counted once however often that happens.
+        let mut one = session(&db).await?;
+        claim(&db, &mut one).await?;
+        assert_eq!(db.ask("SELECT tried FROM pg_task.task").await?, crashes.to_string(), "{give_back}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn tokens_outgrow_those_of_a_server_whose_dump_was_restored() -> Result<()> {
+    let db = Database::create(shared_server("e2e-reassert")).await?;
+    let mut one = session(&db).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
+    let (.., before) = claim(&db, &mut one).await?;
+    // What pg_restore does with the epoch of a server whose clock was ahead. The rows came before.
+    db.run("SELECT setval('pg_task.epoch', last_value + 1000000) FROM pg_task.epoch").await?;
+    let kept: i64 = db.ask("SELECT last_value FROM pg_task.epoch").await?.parse()?;
+    // Many rows at once make the scheduler read the table, as the passing of a minute does.
+    db.run(r#"INSERT INTO pg_task.task (step) SELECT '{"A": {"B": 2}}' FROM generate_series(1, 300)"#)
+        .await?;
+    db.until(&format!("SELECT last_value > {kept} FROM pg_task.epoch")).await?;
+    let (.., after) = claim(&db, &mut one).await?;
+    assert!(before >> 32 < kept && after >> 32 > kept, "{before} {kept} {after}");
+    Ok(())
+}

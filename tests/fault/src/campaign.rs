@@ -24,6 +24,7 @@ use crate::plan::Kind;
 use crate::plan::Plan;
 use crate::proxy::Mode;
 use crate::scene::PATIENCE;
+use crate::scene::Patience;
 use crate::scene::Scene;
 use crate::server_log;
 
@@ -48,20 +49,30 @@ pub struct Order {
 
 /// How long the load may take to come to its end after the last fault. A task that was locked in writing waits a minute for its worker
 /// after a restart of the server.
-const DRAIN: Duration = Duration::from_secs(180);
+const DRAIN: Duration = Duration::from_secs(400);
+
+/// How long nothing may move meanwhile.
+const STANDSTILL: Duration = Duration::from_secs(200);
+
+/// Between two looks at what is left.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A fault that takes longer than this is worth a line.
 const SLOW: Duration = Duration::from_secs(25);
 
+/// A machine on which this program gets no time for so long is one on which workers lose their leases: a fault like others.
+const STALL: Duration = Duration::from_secs(1);
+
 const WORKERS: usize = 4;
 const PRODUCERS: u64 = 3;
 
+/// What a run came to.
 #[derive(Default)]
-struct Summary {
+pub(crate) struct Summary {
     done: BTreeMap<Fault, u32>,
     skipped: BTreeMap<Fault, String>,
-    tasks: usize,
-    runs: usize,
+    pub(crate) tasks: usize,
+    pub(crate) runs: usize,
     checks: u32,
 }
 
@@ -84,6 +95,7 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         load.spawn(load::produce(scene.clone(), order.seed.wrapping_add(producer), order.pace));
     }
     load.spawn(load::meddle(scene.clone(), order.seed));
+    load.spawn(note_stalls(scene.clone()));
     let mut round = 0;
     let played = play_all(&scene, &order, began, &mut round, &mut summary).await;
     load.shutdown().await;
@@ -92,6 +104,19 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
     }
     summary.print(round, began, played.is_ok());
     played
+}
+
+/// Notes for the check when the machine stood still.
+pub(crate) async fn note_stalls(scene: Arc<Scene>) {
+    loop {
+        let (from, began) = (ledger::now(), Instant::now());
+        tokio::time::sleep(LOOK).await;
+        if began.elapsed() > LOOK + STALL
+            && let (Ok(from), Ok(to)) = (from, ledger::now())
+        {
+            scene.note_fault("the machine stood still".to_owned(), from, to);
+        }
+    }
 }
 
 async fn play_all(
@@ -107,7 +132,7 @@ async fn play_all(
         play(scene, order, *round, summary).await?;
         let last = *round == order.rounds || order.time.is_some_and(|time| began.elapsed() >= time);
         if last || round.is_multiple_of(order.check_every) {
-            examine(scene, *round, order, &mut log_read, summary).await?;
+            examine(scene, *round, order.seed, &mut log_read, summary).await?;
         }
     }
     Ok(())
@@ -165,10 +190,10 @@ async fn heal(scene: &Scene) -> anyhow::Result<()> {
 }
 
 /// Lets the load come to its end and holds the ledger against what is left.
-async fn examine(
+pub(crate) async fn examine(
     scene: &Scene,
     round: u32,
-    order: &Order,
+    seed: u64,
     log_read: &mut Vec<usize>,
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
@@ -177,7 +202,7 @@ async fn examine(
     drain(scene).await?;
     let mut evidence = evidence(scene).await?;
     let mut violations = check::check(&evidence);
-    let order_of_hand_out = hand_out_order(scene, order.seed).await?;
+    let order_of_hand_out = hand_out_order(scene, seed).await?;
     let mut log = log_complaints(scene, log_read)?;
     summary.tasks +=
         evidence.lines.iter().filter(|line| matches!(line.entry, ledger::Entry::Intended(_))).count();
@@ -211,17 +236,17 @@ async fn examine(
         "{} violations and {} unexpected lines after round {round}; repeat with --seed {}",
         violations.len(),
         log.len(),
-        order.seed
+        seed
     )
 }
 
 /// Waits until every task that is due has come to its end; what does not is left to the check.
 async fn drain(scene: &Scene) -> anyhow::Result<()> {
     heal(scene).await?;
-    let deadline = Instant::now() + DRAIN;
     let left = "SELECT count(*) FROM pg_task.task WHERE NOT step->'Load' ? 'Future'";
-    let (mut last, mut moved_at) = (String::new(), Instant::now());
-    while Instant::now() < deadline {
+    let (mut last, mut patience) = (String::new(), Patience::new(DRAIN));
+    let mut standstill = Patience::new(STANDSTILL);
+    while patience.lasts() && standstill.lasts() {
         load::end_prepared(scene, "true").await?;
         load::resume_parked(scene).await?;
         let now = scene.ask(left).await?;
@@ -229,11 +254,9 @@ async fn drain(scene: &Scene) -> anyhow::Result<()> {
             return Ok(());
         }
         if now != last {
-            (last, moved_at) = (now, Instant::now());
-        } else if moved_at.elapsed() > Duration::from_secs(100) {
-            break;
+            (last, standstill) = (now, Patience::new(STANDSTILL));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(LOOK).await;
     }
     println!("   {last} tasks did not come to their end");
     println!("   scheduler: {}", scene.ask("SELECT s::text FROM pg_task.scheduler AS s").await?);

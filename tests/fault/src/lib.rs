@@ -18,3 +18,4 @@ pub mod plan;
 pub mod proxy;
 pub mod scene;
 pub mod server_log;
+pub mod soak;

@@ -12,6 +12,7 @@ use crate::plan::Kind;
 use crate::plan::Plan;
 use crate::proxy::Mode;
 use crate::scene::LEASE_MS;
+use crate::scene::Patience;
 use crate::scene::Scene;
 
 const TRIALS: usize = 5;
@@ -96,8 +97,8 @@ async fn one(scene: &Scene, loss: Loss) -> anyhow::Result<Duration> {
 
 /// The run of a task with a token beyond `after`.
 async fn began(scene: &Scene, key: u64, after: i64) -> anyhow::Result<Run> {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
+    let mut patience = Patience::new(PATIENCE);
+    while patience.lasts() {
         let run = ledger::read(&scene.ledger_path)?.into_iter().find_map(|line| match line.entry {
             Entry::Began(run) if line.key == key && run.token > after => Some(run),
             _ => None,

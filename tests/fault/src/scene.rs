@@ -48,11 +48,46 @@ const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// The lease of the workers, in milliseconds.
 pub const LEASE_MS: u64 = 4_000;
 
-/// How long the server may take to come back.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+/// How long the server may take to come back, on a machine that has other work too.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long one statement of the driver may take.
-const CALL_TIME: Duration = Duration::from_secs(30);
+/// How long one statement of the driver may take: the server ends it sooner, if it has the time to.
+const CALL_TIME: Duration = Duration::from_secs(90);
+
+/// Between two looks at something that is waited for.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How much longer to wait. A machine, or all of its processes, may stand still meanwhile: of each look only so much counts as a call may take.
+pub struct Patience {
+    left: Duration,
+    looked_at: Instant,
+}
+
+impl Patience {
+    /// From now on, so long.
+    pub fn new(left: Duration) -> Self {
+        Self { left, looked_at: Instant::now() }
+    }
+
+    /// Whether to look again.
+    pub fn lasts(&mut self) -> bool {
+        let since = std::mem::replace(&mut self.looked_at, Instant::now()).elapsed();
+        self.left = self.left.saturating_sub(since.min(CALL_TIME));
+        !self.left.is_zero()
+    }
+}
+
+/// Waits for a call as long as it may take. Seconds are counted, so that a standstill is one of them.
+async fn in_time<T>(call: impl Future<Output = T>) -> anyhow::Result<T> {
+    const TICK: Duration = Duration::from_secs(1);
+    let mut call = std::pin::pin!(call);
+    for _ in 0..CALL_TIME.as_secs() {
+        if let Ok(answer) = timeout(TICK, &mut call).await {
+            return Ok(answer);
+        }
+    }
+    bail!("no answer in {} s", CALL_TIME.as_secs())
+}
 
 /// Small memory, so that its limits are reached; small WAL, so that checkpoints are many.
 const SETTINGS: &[&str] = &[
@@ -222,7 +257,7 @@ impl Scene {
         // What waits for a lock holds up all that comes after it: the server itself ends it.
         let limits = [("lock_timeout", "3s"), ("statement_timeout", "25s")];
         let options = url.parse::<PgConnectOptions>()?.options(limits);
-        Ok(timeout(CALL_TIME, PgConnection::connect_with(&options)).await??)
+        Ok(in_time(PgConnection::connect_with(&options)).await??)
     }
 
     /// A connection by the way of the producers.
@@ -252,7 +287,7 @@ impl Scene {
     pub async fn run_in(&self, database: &str, sql: &str) -> anyhow::Result<()> {
         let mut connection = self.connect(database).await?;
         let call = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection);
-        timeout(CALL_TIME, call).await.with_context(|| sql.to_owned())?.with_context(|| sql.to_owned())?;
+        in_time(call).await.with_context(|| sql.to_owned())?.with_context(|| sql.to_owned())?;
         let _ = connection.close().await;
         Ok(())
     }
@@ -271,7 +306,7 @@ impl Scene {
     /// # Errors
     /// When it is not done in time.
     pub async fn insist_in(&self, database: &str, sql: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(PATIENCE);
         loop {
             let Err(error) = self.run_in(database, sql).await else { return Ok(()) };
             let code =
@@ -279,10 +314,10 @@ impl Scene {
             if code.is_some_and(|code| ["42704", "42710", "42P04", "42P07"].contains(&&*code)) {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if !patience.lasts() {
                 return Err(error);
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -317,10 +352,7 @@ impl Scene {
     pub async fn column(&self, sql: &str) -> anyhow::Result<Vec<String>> {
         let mut connection = self.connect(DATABASE).await?;
         let call = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection);
-        let rows = timeout(CALL_TIME, call)
-            .await
-            .with_context(|| sql.to_owned())?
-            .with_context(|| sql.to_owned())?;
+        let rows = in_time(call).await.with_context(|| sql.to_owned())?.with_context(|| sql.to_owned())?;
         let _ = connection.close().await;
         let text = |row: &sqlx::postgres::PgRow| {
             // The simple protocol brings every type as text.
@@ -343,15 +375,14 @@ impl Scene {
     /// # Errors
     /// When it does not come true in time.
     pub async fn until(&self, sql: &str, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
-        let mut last = String::new();
-        while Instant::now() < deadline {
+        let (mut last, mut left) = (String::new(), Patience::new(patience));
+        while left.lasts() {
             match self.ask(sql).await {
                 Ok(answer) if answer == "t" => return Ok(()),
                 Ok(answer) => last = answer,
                 Err(error) => last = format!("{error:#}"),
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(PAUSE).await;
         }
         bail!("not within {} s: {sql} (last answer: {last})", patience.as_secs())
     }
@@ -369,7 +400,7 @@ impl Scene {
     /// # Errors
     /// When it does not start in time.
     pub async fn start_server(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(PATIENCE);
         loop {
             let started = tokio::task::block_in_place(|| {
                 let cluster = self.cluster();
@@ -377,8 +408,8 @@ impl Scene {
             });
             match started {
                 Ok(()) => return Ok(()),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(error) if !patience.lasts() => return Err(error),
+                Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }
     }

@@ -115,6 +115,8 @@ fn part(answer: &mut Bytes, len: usize) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn answer() -> Vec<u8> {
@@ -144,6 +146,105 @@ mod tests {
             step: Bytes::from_static(b"{}"),
         };
         assert_eq!(items, [Ok(Item::Task(task)), Ok(Item::Stop)]);
+    }
+
+    fn pack(items: &[Item]) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        for item in items {
+            match item {
+                Item::Task(task) => {
+                    bytes.push(0);
+                    bytes.extend(task.id.as_bytes());
+                    bytes.extend(task.fence.to_be_bytes());
+                    bytes.extend(task.token.to_be_bytes());
+                    bytes.extend(task.tried.to_be_bytes());
+                    bytes.extend(task.due.to_be_bytes());
+                    bytes.push(task.queue.len() as u8);
+                    bytes.extend(&task.queue);
+                    bytes.extend((task.step.len() as u32).to_be_bytes());
+                    bytes.extend(&task.step);
+                }
+                Item::GoesOn { id, fence, token } => {
+                    bytes.push(1);
+                    bytes.extend(id.as_bytes());
+                    bytes.extend(fence.to_be_bytes());
+                    bytes.extend(token.to_be_bytes());
+                }
+                Item::Refused { id } => {
+                    bytes.push(2);
+                    bytes.extend(id.as_bytes());
+                    bytes.extend([0; 8]);
+                }
+                Item::Cancelled { id } => {
+                    bytes.push(3);
+                    bytes.extend(id.as_bytes());
+                }
+                Item::Stop => bytes.push(4),
+                Item::Unregistered => bytes.push(5),
+                Item::Work => bytes.push(6),
+            }
+        }
+        bytes
+    }
+
+    fn any_item() -> impl Strategy<Value = Item> {
+        let id = || any::<[u8; 16]>().prop_map(Uuid::from_bytes);
+        let part = || prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        prop_oneof![
+            4 => (id(), any::<i64>(), any::<i64>(), any::<i32>(), any::<i64>(), part(), part()).prop_map(
+                |(id, fence, token, tried, due, queue, step)| Item::Task(Task { id, fence, token, tried, due, queue, step })
+            ),
+            1 => (id(), any::<i64>(), any::<i64>()).prop_map(|(id, fence, token)| Item::GoesOn { id, fence, token }),
+            1 => id().prop_map(|id| Item::Refused { id }),
+            1 => id().prop_map(|id| Item::Cancelled { id }),
+            1 => Just(Item::Stop),
+            1 => Just(Item::Unregistered),
+            1 => Just(Item::Work),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn whatever_is_packed_is_read_back(packed in prop::collection::vec(any_item(), 0..20)) {
+            let read: Result<Vec<_>, _> = items(pack(&packed).into()).collect();
+            prop_assert_eq!(read, Ok(packed));
+        }
+
+        /// Bytes of nobody, and answers in which some bytes are wrong: each item takes at least its own byte, nothing follows an error,
+        /// and no part is longer than what came.
+        #[test]
+        fn no_bytes_make_the_reader_panic_or_run_on(
+            mut bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..300),
+                prop::collection::vec(any_item(), 0..8).prop_map(|packed| pack(&packed)),
+            ],
+            version in any::<bool>(),
+            wrong in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            for (at, byte) in wrong {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+            }
+            if let Some(first) = bytes.first_mut().filter(|_| version) {
+                *first = VERSION;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+            let len = bytes.len();
+            let read: Vec<_> = items(bytes.into()).collect();
+            prop_assert!(read.len() <= len);
+            let errors = read.iter().filter(|item| item.is_err()).count();
+            prop_assert!(errors == 0 || (errors == 1 && read.last().is_some_and(Result::is_err)));
+            let parts: usize = read.iter().flatten().map(|item| match item {
+                Item::Task(task) => 50 + task.queue.len() + task.step.len(),
+                _ => 1,
+            }).sum();
+            prop_assert!(parts <= len);
+        }
     }
 
     #[test]

@@ -233,12 +233,10 @@ fn commit(model: &Handout, state: &mut State, worker: u8) {
             // Only what was written down has to be taken back.
             if row.locked_by == Some(worker) {
                 row.locked_by = None;
-                if counted {
-                    row.tried = row.tried.saturating_sub(1);
-                    row.fence += 1;
-                    uncount(state, attempt.task, attempt.token);
-                }
                 state.rows[at] = Some(row);
+                if counted {
+                    take_count_back(model, state, attempt.task);
+                }
             }
             End::Back
         }
@@ -358,7 +356,7 @@ fn register(model: &Handout, state: &mut State, worker: u8) {
         };
         let forgotten = state.memory.claims[task].filter(|claim| claim.worker == worker && !held(claim));
         if let Some(claim) = forgotten {
-            take_back_what_was_written(state, task as u8, &claim);
+            take_back_what_was_written(model, state, task as u8, &claim);
             give_back(model, state, task as u8, claim.token);
         }
     }
@@ -402,16 +400,29 @@ fn register(model: &Handout, state: &mut State, worker: u8) {
 }
 
 /// `beat::unwrite`.
-fn take_back_what_was_written(state: &mut State, task: u8, claim: &Claim) {
+fn take_back_what_was_written(model: &Handout, state: &mut State, task: u8, claim: &Claim) {
     let Some(row) = &mut state.rows[usize::from(task)] else { return };
     if !claim.written || Some(row.fence) != claim.fence {
         return;
     }
     row.locked_by = None;
     if claim.counted {
+        take_count_back(model, state, task);
+    }
+}
+
+/// What was counted is that the server or a worker was lost with the task: that stays, though this attempt did not run.
+fn take_count_back(model: &Handout, state: &mut State, task: u8) {
+    let at = usize::from(task);
+    let Some(row) = &mut state.rows[at] else { return };
+    let before = row.tried;
+    if !model.keeps(Mutation::GiveBackUncounts) {
         row.tried = row.tried.saturating_sub(1);
         row.fence += 1;
-        uncount(state, task, claim.token);
+    }
+    // The row does not count as old any more: its next run is not counted before it begins.
+    if row.tried < before && state.notes[at].crashes > 0 {
+        state.note(Violation::CrashUncounted);
     }
 }
 
@@ -453,13 +464,6 @@ fn count(state: &mut State, task: u8, token: u8) {
         state.note(Violation::CountedTwice);
     }
     state.notes[usize::from(task)].counted |= bit;
-}
-
-fn uncount(state: &mut State, task: u8, token: u8) {
-    let notes = &mut state.notes[usize::from(task)];
-    notes.counted &= !(1 << token);
-    // Given back without having run: what was counted for it after a crash is taken back with it.
-    notes.crashes = notes.crashes.saturating_sub(1);
 }
 
 /// Memory is empty, the calls are gone, the table and the worker processes are there.

@@ -17,6 +17,8 @@ pub enum Mutation {
     EndIgnoresToken,
     /// A finish is written whatever the row's fence (`WHERE … fence =` in `handout::results`).
     FinishIgnoresFence,
+    /// An attempt that was counted when it was made and is given back is not counted any more (`beat::unwrite`).
+    GiveBackUncounts,
     /// A hint that the inbox has no room for is dropped (`Inbox::push`).
     HintDropped,
     /// The limit of attempts is not looked at (`beat::write_loss`, `claim_in_writing`).
@@ -43,7 +45,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every rule.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AbortKeepsClaim,
         Self::AssertForgetsCount,
         Self::AssertIgnoresFence,
@@ -51,6 +53,7 @@ impl Mutation {
         Self::CrashNotCounted,
         Self::EndIgnoresToken,
         Self::FinishIgnoresFence,
+        Self::GiveBackUncounts,
         Self::HintDropped,
         Self::LimitIgnored,
         Self::LossCountsTwice,
