@@ -98,8 +98,7 @@ impl TaskTable {
     pub fn can_insert(&self) -> bool {
         const FOR_INSERT: i16 = 1 << 2;
         // SAFETY: plain reads of this process' state and of the open relation's description.
-        let (columns, read_only) =
-            unsafe { (i32::from((*(*self.relation).rd_att).natts), pg_sys::XactReadOnly) };
+        let (columns, read_only) = unsafe { ((*(*self.relation).rd_att).natts, pg_sys::XactReadOnly) };
         // Columns that were added may have defaults.
         columns == COLUMNS && !read_only && self.is_plain_for(FOR_INSERT, &OWN_TRIGGERS) && self.may_insert()
     }
