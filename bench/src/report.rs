@@ -83,7 +83,11 @@ pub async fn write(bench: &Bench) -> anyhow::Result<()> {
         }
     }
     let server: String = bench.server.connect().await?.query_one("SELECT version()", &[]).await?.get(0);
-    let command: Vec<String> = std::env::args().skip(1).collect();
+    let mut command: Vec<String> = std::env::args().skip(1).collect();
+    // Where somebody wanted the figures as JSON is nobody else's concern.
+    if let Some(at) = command.iter().position(|argument| argument == "--json") {
+        command.drain(at..(at + 2).min(command.len()));
+    }
     let text = format!(
         "# Benchmarks\n\n\
          Written by `cargo xtask bench {}`, which repeats them. Do not edit.\n\n\
