@@ -162,6 +162,7 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
             };
             found.insert(id, (queue, asserted));
         }
+        let mut granted_now: Vec<&Held> = Vec::with_capacity(held.len());
         slot.with_board(|board| {
             // The number of a name is good until the next name is looked for.
             let mut last: Option<(QueueName, QueueId)> = None;
@@ -181,6 +182,21 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                         // The row has changed since: let it be read again, or nobody would ever be given it.
                         board.give_back(&held.claim.id, held.claim.token);
                     }
+                    refused.push(held.claim.id);
+                } else {
+                    granted_now.push(held);
+                }
+            }
+        });
+        // A result may have been committed between the look at its row and the claim: by a step's own transaction, or by a call that the
+        // worker gave up waiting for. The row shows it before memory hears of it, so that one of the two is seen here.
+        let rows = HELD.with(|statement| statement.run(spi, &arguments, false));
+        let fences: HashMap<TaskId, i64> =
+            (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, rows.int8(row, 2)?))).collect();
+        slot.with_board(|board| {
+            for held in granted_now {
+                if fences.get(&held.claim.id) != Some(&held.fence) {
+                    board.give_back(&held.claim.id, held.claim.token);
                     refused.push(held.claim.id);
                 }
             }
