@@ -98,15 +98,8 @@ fn build(who: Who) -> anyhow::Result<PathBuf> {
         Some(folder) => workspace_root().join(folder),
         None => workspace_root().join("target"),
     };
-    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = pg_task_cluster::cargo();
     command.args(["build", "--quiet", "--release"]);
-    // What cargo has told this program about itself: build scripts that look at it would run again.
-    let told = ["CARGO_BIN_", "CARGO_CRATE_", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PRIMARY_"];
-    for (name, _) in std::env::vars_os() {
-        if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            command.env_remove(name);
-        }
-    }
     let path = match who {
         Who::Ours | Who::Bare => {
             command.current_dir(workspace_root()).args(["--package", "pg_task_bench"]);

@@ -88,6 +88,7 @@ pub async fn write(bench: &Bench) -> anyhow::Result<()> {
     if let Some(at) = command.iter().position(|argument| argument == "--json") {
         command.drain(at..(at + 2).min(command.len()));
     }
+    command.retain(|argument| !argument.starts_with("--json="));
     let text = format!(
         "# Benchmarks\n\n\
          Written by `cargo xtask bench {}`, which repeats them. Do not edit.\n\n\

@@ -139,11 +139,7 @@ impl TaskTable {
 
     /// Deletes the row of a task if it is at its place and has the fence.
     pub fn delete(&mut self, id: &TaskId, place: Place, fence: i64) -> Deleted {
-        if !place.is_known() || !self.fetch_at(place) {
-            return Deleted::LeftToSql;
-        }
-        let row = self.current();
-        if row.id() != Some(*id) || row.int8(Column::Fence) != Some(fence) {
+        if !self.fetch_exactly(id, place, fence) {
             return Deleted::LeftToSql;
         }
         let mut tid = item_pointer(place);
@@ -205,6 +201,14 @@ impl TaskTable {
             pg_sys::index_close(index, pg_sys::NoLock as i32);
         }
         rows
+    }
+
+    /// Whether the row of a task is at its place and has the fence: then it is in the slot.
+    fn fetch_exactly(&mut self, id: &TaskId, place: Place, fence: i64) -> bool {
+        place.is_known() && self.fetch_at(place) && {
+            let row = self.current();
+            row.id() == Some(*id) && row.int8(Column::Fence) == Some(fence)
+        }
     }
 
     fn fetch_at(&mut self, place: Place) -> bool {

@@ -4,6 +4,8 @@
 mod tests {
     use pgrx::prelude::*;
 
+    use crate::task_table::TaskTable;
+
     fn one<T: FromDatum + IntoDatum>(sql: &str) -> Option<T> {
         Spi::get_one(sql).expect("the query runs")
     }
@@ -209,6 +211,20 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[pg_test]
+    fn an_untouched_table_is_written_below_the_executor_and_one_with_a_constraint_of_the_user_s_is_not() {
+        let below = || {
+            let table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+            let below = (table.can_insert(), table.can_go_on());
+            table.close();
+            below
+        };
+        assert_eq!(below(), (true, true));
+        Spi::run("ALTER TABLE pg_task.task DROP CONSTRAINT task_lock_is_whole, ADD CONSTRAINT own CHECK (tried < 9)")
+            .expect("the owner may");
+        assert_eq!(below(), (false, false));
     }
 
     #[pg_test]

@@ -15,14 +15,11 @@ use criterion::criterion_main;
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::Board;
-use pg_task_rules::board::Entry;
-use pg_task_rules::board::Head;
-use pg_task_rules::board::Lane;
+use pg_task_rules::board::OwnedBoard;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Registration;
 use pg_task_rules::board::Sizes;
 use pg_task_rules::board::Taken;
-use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::due::DueBook;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::Offered;
@@ -36,51 +33,26 @@ const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 /// Tasks that one exchange hands out or brings back.
 const BATCH: usize = 1_000;
 
-struct Memory {
-    head: Head,
-    entries: Vec<Entry>,
-    buckets: Vec<u32>,
-    lanes: Vec<Lane>,
-    workers: Vec<WorkerSlot>,
-    queues: Vec<QueueName>,
+/// An empty board for so many tasks.
+fn memory(tasks: usize) -> OwnedBoard {
+    OwnedBoard::new(&Sizes::new(tasks, 4))
 }
 
-impl Memory {
-    fn new(tasks: usize) -> Self {
-        let sizes = Sizes::new(tasks, 4);
-        Self {
-            head: Head::EMPTY,
-            entries: vec![Entry::EMPTY; sizes.entries],
-            buckets: vec![0; sizes.buckets()],
-            lanes: vec![Lane::EMPTY; sizes.lanes],
-            workers: vec![WorkerSlot::EMPTY; sizes.workers],
-            queues: vec![QueueName::EMPTY; sizes.queues],
-        }
-    }
-
-    /// An empty board with one worker, and that worker.
-    fn board(&mut self) -> (Board<'_>, usize) {
-        let mut board = Board {
-            head: &mut self.head,
-            entries: &mut self.entries,
-            buckets: &mut self.buckets,
-            lanes: &mut self.lanes,
-            workers: &mut self.workers,
-            queues: &mut self.queues,
-        };
-        board.reset();
-        let registration = Registration {
-            id: [1; 16],
-            name: Label::EMPTY,
-            queues: &[],
-            kinds: None,
-            lease: 60_000_000,
-            role: 10,
-            pid: 1,
-        };
-        let worker = board.register(&registration, 0).expect("a place is free");
-        (board, worker)
-    }
+/// The board, emptied, with one worker, and that worker.
+fn with_worker(memory: &mut OwnedBoard) -> (Board<'_>, usize) {
+    let mut board = memory.board();
+    board.reset();
+    let registration = Registration {
+        id: [1; 16],
+        name: Label::EMPTY,
+        queues: &[],
+        kinds: None,
+        lease: 60_000_000,
+        role: 10,
+        pid: 1,
+    };
+    let worker = board.register(&registration, 0).expect("a place is free");
+    (board, worker)
 }
 
 /// Ids as version 7 UUIDs are: ascending first, random at the end.
@@ -129,11 +101,11 @@ fn board(criterion: &mut Criterion) {
         for tasks in SIZES {
             group.throughput(Throughput::Elements(tasks as u64));
             group.bench_function(BenchmarkId::from_parameter(tasks), |bencher| {
-                let mut memory = Memory::new(tasks);
+                let mut memory = memory(tasks);
                 bencher.iter_custom(|rounds| {
                     let mut spent = Duration::ZERO;
                     for _ in 0..rounds {
-                        let (mut board, worker) = memory.board();
+                        let (mut board, worker) = with_worker(&mut memory);
                         let began = Instant::now();
                         push_all(&mut board, tasks);
                         let pushed = began.elapsed();

@@ -8,6 +8,7 @@
 
 mod claim;
 mod layout;
+mod owned;
 mod room;
 mod wake;
 mod workers;
@@ -18,6 +19,7 @@ pub use claim::Claim;
 pub use claim::ClaimedRow;
 pub use claim::Taken;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
+pub use owned::OwnedBoard;
 pub use room::Displaced;
 pub use room::Rank;
 pub use room::Wanted;
@@ -90,10 +92,10 @@ impl Board<'_> {
     /// The number of a queue's name; none when all the places for names are in use by queues
     /// that have tasks here or that a worker names.
     pub fn intern(&mut self, name: &QueueName) -> Option<QueueId> {
-        let known = usize::from(self.head.queues);
-        if let Some(index) = self.queues[..known].iter().position(|queue| queue == name) {
-            return Some(QueueId(index as u16));
+        if let Some(known) = self.number_of(name) {
+            return Some(known);
         }
+        let known = usize::from(self.head.queues);
         let place = if known < self.queues.len() {
             self.head.queues += 1;
             known
@@ -107,6 +109,12 @@ impl Board<'_> {
         };
         self.queues[place] = *name;
         Some(QueueId(place as u16))
+    }
+
+    /// The number of a queue's name that has one.
+    fn number_of(&self, name: &QueueName) -> Option<QueueId> {
+        let known = usize::from(self.head.queues);
+        self.queues[..known].iter().position(|queue| queue == name).map(|index| QueueId(index as u16))
     }
 
     /// The numbers of several names, which stay valid together. False when there is no place for all of them.

@@ -44,16 +44,8 @@ pub fn example(name: &str) -> anyhow::Result<PathBuf> {
 
 /// Cargo, in the project's root.
 pub fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = pg_task_cluster::cargo();
     command.current_dir(workspace_root());
-    // What cargo has told this program about itself. Build scripts that look at it (that of ring does) would run again, and all
-    // that depends on them be built again, each time that a plain cargo follows one of these commands.
-    let told = ["CARGO_BIN_", "CARGO_CRATE_", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PRIMARY_"];
-    for (name, _) in std::env::vars_os() {
-        if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            command.env_remove(name);
-        }
-    }
     command
 }
 

@@ -13,7 +13,14 @@ use super::TaskTable;
 use crate::spi;
 
 /// CHECK constraints of `sql/20_task.sql`. What goes below the executor was checked for all that they say.
-const CHECKS: u16 = 6;
+const OWN_CHECKS: [&CStr; 6] = [
+    c"task_fence_is_not_negative",
+    c"task_lock_is_whole",
+    c"task_queue_is_a_name",
+    c"task_step_has_a_name",
+    c"task_tried_is_not_negative",
+    c"task_wakeup_at_is_finite",
+];
 
 /// Triggers of `sql/20_task.sql` for INSERT: what the first does is done by whoever inserts; the second is for rows with an error.
 const OWN_TRIGGERS: [&CStr; 2] = [c"task_insert", c"task_error_insert"];
@@ -162,9 +169,11 @@ impl TaskTable {
                     .filter(|trigger| trigger.tgtype & event != 0)
                     .all(|trigger| own_triggers.contains(&CStr::from_ptr(trigger.tgname)));
             let constraints = (*relation.rd_att).constr;
-            let only_own_constraints = !constraints.is_null()
-                && (*constraints).num_check == CHECKS
-                && !(*constraints).has_generated_stored;
+            let only_own_constraints = constraints.is_null()
+                || std::slice::from_raw_parts((*constraints).check, usize::from((*constraints).num_check))
+                    .iter()
+                    .all(|check| OWN_CHECKS.contains(&CStr::from_ptr(check.ccname)))
+                    && !(*constraints).has_generated_stored;
             only_own_triggers
                 && only_own_constraints
                 && relation.rd_rules.is_null()

@@ -36,15 +36,11 @@ impl TaskTable {
         step: Datum,
         now: Micros,
     ) -> Option<Place> {
-        if !place.is_known() || !self.fetch_at(place) {
+        if !self.fetch_exactly(id, place, fence) {
             return None;
         }
         // What is dead on the page makes room for the new row. That may move rows about on it.
         if self.prune() && !self.fetch_at(place) {
-            return None;
-        }
-        let row = self.current();
-        if row.id() != Some(*id) || row.int8(Column::Fence) != Some(fence) {
             return None;
         }
         // SAFETY: the slot holds the row, whose values stay in its buffer; the new values have their columns' types. The access method

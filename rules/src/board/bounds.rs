@@ -5,41 +5,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-struct Memory {
-    head: Head,
-    entries: Vec<Entry>,
-    buckets: Vec<u32>,
-    lanes: Vec<Lane>,
-    workers: Vec<WorkerSlot>,
-    queues: Vec<QueueName>,
-}
-
-impl Memory {
-    fn new(sizes: &Sizes) -> Self {
-        let mut memory = Self {
-            head: Head::EMPTY,
-            entries: vec![Entry::EMPTY; sizes.entries],
-            buckets: vec![0; sizes.buckets()],
-            lanes: vec![Lane::EMPTY; sizes.lanes],
-            workers: vec![WorkerSlot::EMPTY; sizes.workers],
-            queues: vec![QueueName::EMPTY; sizes.queues],
-        };
-        memory.board().reset();
-        memory
-    }
-
-    fn board(&mut self) -> Board<'_> {
-        Board {
-            head: &mut self.head,
-            entries: &mut self.entries,
-            buckets: &mut self.buckets,
-            lanes: &mut self.lanes,
-            workers: &mut self.workers,
-            queues: &mut self.queues,
-        }
-    }
-}
-
 /// What every list and counter has to agree on.
 fn check(board: &Board<'_>) {
     let mut seen = vec![0_u8; board.entries.len()];
@@ -239,7 +204,7 @@ proptest! {
         (entries, lanes, workers, queues) in (0..6_usize, 0..4_usize, 0..4_usize, 0..4_usize),
         calls in prop::collection::vec(call(), 1..if cfg!(miri) { 40 } else { 150 }),
     ) {
-        let mut memory = Memory::new(&Sizes { entries, lanes, workers, queues });
+        let mut memory = OwnedBoard::new(&Sizes { entries, lanes, workers, queues });
         for call in calls {
             apply(&mut memory.board(), &call);
             check(&memory.board());

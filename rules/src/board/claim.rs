@@ -49,7 +49,7 @@ impl Board<'_> {
         let mut candidates = [0_u16; 512];
         let mut count = 0;
         let slot = &self.workers[worker];
-        if slot.state != WorkerState::Live || slot.stop {
+        if !slot.is_there() {
             return;
         }
         for (index, lane) in
@@ -95,7 +95,7 @@ impl Board<'_> {
     /// How many more tasks the worker would take, after those that it was given: ids without a row to run do not count.
     pub fn note_wanted(&mut self, worker: usize, wanted: u32) {
         let slot = &mut self.workers[worker];
-        if slot.state == WorkerState::Live && !slot.stop {
+        if slot.is_there() {
             slot.wanted = wanted;
         }
     }
@@ -154,8 +154,7 @@ impl Board<'_> {
         let Some(index) = self.find_claim(id, token) else { return false };
         let entry = &self.entries[index as usize];
         let slot = &self.workers[entry.owner as usize];
-        slot.state == WorkerState::Live
-            && !slot.stop
+        slot.is_there()
             && self.lanes_in_use().filter(|lane| slot.takes(lane.queue)).all(|lane| {
                 lane.priority > entry.priority
                     || (lane.priority == entry.priority && entry.streak < MAX_STREAK)

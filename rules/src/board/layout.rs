@@ -292,6 +292,11 @@ impl WorkerSlot {
         limits: [0; MAX_KINDS],
     };
 
+    /// Whether it is there and was not asked to stop: it may be given tasks.
+    pub(super) fn is_there(&self) -> bool {
+        self.state == WorkerState::Live && !self.stop
+    }
+
     /// The queues it named; empty means all.
     pub fn queues(&self) -> &[QueueId] {
         &self.queues[..usize::from(self.queues_len)]

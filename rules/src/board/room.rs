@@ -6,8 +6,6 @@ use std::collections::BTreeSet;
 use super::Board;
 use super::Pushed;
 use super::QueueId;
-use super::layout::WorkerSlot;
-use super::layout::WorkerState;
 use crate::Micros;
 use crate::TaskId;
 use crate::due::LaneKey;
@@ -42,12 +40,6 @@ impl Wanted {
     /// Whether someone takes tasks from the queue.
     pub fn has(&self, queue: &QueueName) -> bool {
         self.all || self.queues.contains(queue)
-    }
-}
-
-impl WorkerSlot {
-    fn is_there(&self) -> bool {
-        self.state == WorkerState::Live && !self.stop
     }
 }
 
@@ -148,11 +140,6 @@ impl Board<'_> {
             priority: lane.priority,
             due: self.entries[lane.first as usize].due,
         }
-    }
-
-    fn number_of(&self, queue: &QueueName) -> Option<QueueId> {
-        let known = usize::from(self.head.queues);
-        self.queues[..known].iter().position(|known| known == queue).map(|number| QueueId(number as u16))
     }
 
     fn lane_of(&self, queue: QueueId, priority: i16) -> Option<usize> {

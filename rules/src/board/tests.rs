@@ -7,43 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-struct Memory {
-    head: Head,
-    entries: Vec<Entry>,
-    buckets: Vec<u32>,
-    lanes: Vec<Lane>,
-    workers: Vec<WorkerSlot>,
-    queues: Vec<QueueName>,
-}
-
-impl Memory {
-    fn new(sizes: &Sizes) -> Self {
-        let mut memory = Self {
-            head: Head::EMPTY,
-            entries: vec![Entry::EMPTY; sizes.entries],
-            buckets: vec![0; sizes.buckets()],
-            lanes: vec![Lane::EMPTY; sizes.lanes],
-            workers: vec![WorkerSlot::EMPTY; sizes.workers],
-            queues: vec![QueueName::EMPTY; sizes.queues],
-        };
-        memory.board().reset();
-        memory
-    }
-
-    fn board(&mut self) -> Board<'_> {
-        Board {
-            head: &mut self.head,
-            entries: &mut self.entries,
-            buckets: &mut self.buckets,
-            lanes: &mut self.lanes,
-            workers: &mut self.workers,
-            queues: &mut self.queues,
-        }
-    }
-}
-
-fn small() -> Memory {
-    Memory::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 3 })
+fn small() -> OwnedBoard {
+    OwnedBoard::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 3 })
 }
 
 fn id(n: u8) -> TaskId {
@@ -145,7 +110,7 @@ fn push_due(board: &mut Board<'_>, n: u8, due: Micros, of: usize, priority: i16)
 
 #[test]
 fn what_can_wait_longest_gives_way_when_every_lane_is_taken() {
-    let mut memory = Memory::new(&Sizes { entries: 64, lanes: 4, workers: 3, queues: 16 });
+    let mut memory = OwnedBoard::new(&Sizes { entries: 64, lanes: 4, workers: 3, queues: 16 });
     let mut board = memory.board();
     // A worker takes queues 0 to 5; nobody takes queue 9.
     let mut numbers = Vec::new();
@@ -175,7 +140,7 @@ fn what_can_wait_longest_gives_way_when_every_lane_is_taken() {
 
 #[test]
 fn half_of_the_board_is_kept_from_what_nobody_takes_or_knows() {
-    let mut memory = Memory::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 16 });
+    let mut memory = OwnedBoard::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 16 });
     let mut board = memory.board();
     assert!(board.has_room_for_unwanted(true));
     push_due(&mut board, 1, 1, 0, 0);

@@ -4,12 +4,14 @@
 //! server, do not meet.
 
 mod account;
+mod cargo;
 mod cluster;
 mod install;
 mod standby;
 mod tree;
 
 pub use account::Account;
+pub use cargo::cargo;
 pub use cluster::Cluster;
 pub use cluster::Stop;
 pub use install::DEFAULT_MAJOR;

@@ -44,16 +44,8 @@ pub fn target() -> PathBuf {
 
 /// A cargo command on a manifest.
 pub fn cargo(manifest: &Path, command: &str) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = pg_task_cluster::cargo();
     cargo.args([command, "--quiet", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(target());
-    // What cargo set for this program is not meant for another package.
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_BIN_"))
-        {
-            cargo.env_remove(name);
-        }
-    }
-    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
     cargo
 }
 

@@ -9,14 +9,12 @@ use pg_task_rules::board::Board;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::ClaimedRow;
 use pg_task_rules::board::Entry;
-use pg_task_rules::board::Head;
-use pg_task_rules::board::Lane;
+use pg_task_rules::board::OwnedBoard;
 use pg_task_rules::board::Pushed;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Registration;
 use pg_task_rules::board::Sizes;
 use pg_task_rules::board::Taken;
-use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::due::DueBook;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::Offered;
@@ -92,42 +90,22 @@ pub struct World {
 }
 
 struct Memory {
-    head: Head,
-    entries: Vec<Entry>,
-    buckets: Vec<u32>,
-    lanes: Vec<Lane>,
-    slots: Vec<WorkerSlot>,
-    queues: Vec<QueueName>,
+    board: OwnedBoard,
     inbox_head: InboxHead,
     ring: Vec<Hint>,
 }
 
 impl Memory {
     fn new(workers: usize) -> Self {
-        let sizes = Sizes::new(4096, workers);
-        let mut memory = Self {
-            head: Head::EMPTY,
-            entries: vec![Entry::EMPTY; sizes.entries],
-            buckets: vec![0; sizes.buckets()],
-            lanes: vec![Lane::EMPTY; sizes.lanes],
-            slots: vec![WorkerSlot::EMPTY; sizes.workers],
-            queues: vec![QueueName::EMPTY; sizes.queues],
+        Self {
+            board: OwnedBoard::new(&Sizes::new(4096, workers)),
             inbox_head: InboxHead::EMPTY,
             ring: vec![Hint::EMPTY; INBOX],
-        };
-        memory.board().reset();
-        memory
+        }
     }
 
     fn board(&mut self) -> Board<'_> {
-        Board {
-            head: &mut self.head,
-            entries: &mut self.entries,
-            buckets: &mut self.buckets,
-            lanes: &mut self.lanes,
-            workers: &mut self.slots,
-            queues: &mut self.queues,
-        }
+        self.board.board()
     }
 
     fn inbox(&mut self) -> Inbox<'_> {
@@ -231,7 +209,7 @@ impl World {
     /// A worker that memory knows holds on the board exactly what it runs.
     fn check(&mut self, worker: usize) -> Result<(), String> {
         let Some(place) = self.workers[worker].place.filter(|_| !self.is_void(worker)) else { return Ok(()) };
-        let (runs, held) = (self.workers[worker].running.len(), self.memory.slots[place].claimed);
+        let (runs, held) = (self.workers[worker].running.len(), self.memory.board().workers[place].claimed);
         if runs == held as usize {
             Ok(())
         } else {
@@ -400,9 +378,9 @@ impl World {
     }
 
     fn restart(&mut self) {
-        let tokens = self.memory.head.next_token;
+        let tokens = self.memory.board().head.next_token;
         self.memory = Memory::new(self.workers.len());
-        self.memory.head.next_token = tokens + 1_000;
+        self.memory.board().head.next_token = tokens + 1_000;
         self.book = DueBook::new(2_000, 256);
         self.find_lanes = true;
         self.book.rescan(Micros::MIN);
@@ -484,8 +462,8 @@ impl World {
     }
 
     /// Whether memory does not know the worker any more: what it runs may be run beside it.
-    fn is_void(&self, worker: usize) -> bool {
-        self.workers[worker].place.is_none_or(|place| self.memory.slots[place].id != id_of(worker))
+    fn is_void(&mut self, worker: usize) -> bool {
+        self.workers[worker].place.is_none_or(|place| self.memory.board().workers[place].id != id_of(worker))
     }
 
     fn finish(&mut self, id: TaskId, fence: i64, token: i64, dice: &mut Dice) -> Result<(), String> {

@@ -1,0 +1,47 @@
+//! A board in memory of its own: for tests, the simulator and measurements. The server's boards lie in shared memory.
+
+use super::Board;
+use super::Entry;
+use super::Head;
+use super::Lane;
+use super::Sizes;
+use super::WorkerSlot;
+use crate::names::QueueName;
+
+/// The memory of a board.
+pub struct OwnedBoard {
+    head: Head,
+    entries: Vec<Entry>,
+    buckets: Vec<u32>,
+    lanes: Vec<Lane>,
+    workers: Vec<WorkerSlot>,
+    queues: Vec<QueueName>,
+}
+
+impl OwnedBoard {
+    /// An empty board.
+    pub fn new(sizes: &Sizes) -> Self {
+        let mut owned = Self {
+            head: Head::EMPTY,
+            entries: vec![Entry::EMPTY; sizes.entries],
+            buckets: vec![0; sizes.buckets()],
+            lanes: vec![Lane::EMPTY; sizes.lanes],
+            workers: vec![WorkerSlot::EMPTY; sizes.workers],
+            queues: vec![QueueName::EMPTY; sizes.queues],
+        };
+        owned.board().reset();
+        owned
+    }
+
+    /// The board.
+    pub fn board(&mut self) -> Board<'_> {
+        Board {
+            head: &mut self.head,
+            entries: &mut self.entries,
+            buckets: &mut self.buckets,
+            lanes: &mut self.lanes,
+            workers: &mut self.workers,
+            queues: &mut self.queues,
+        }
+    }
+}
