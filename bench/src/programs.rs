@@ -79,6 +79,7 @@ impl Programs {
     /// When it cannot be built.
     pub fn command(&mut self, who: Who, url: &str, arguments: &str) -> anyhow::Result<Command> {
         let mut command = Command::new(self.path(who)?);
+        let serves = arguments.starts_with("serve");
         command
             .args(arguments.split_whitespace())
             .env("DATABASE_URL", url)
@@ -86,8 +87,10 @@ impl Programs {
             .env_remove("RUST_BACKTRACE")
             .envs((who == PG_TASK_1_TUNED).then_some(("CONCURRENCY", "100")))
             // A worker that serves runs until its input ends.
-            .stdin(if arguments.starts_with("serve") { Stdio::piped() } else { Stdio::null() })
+            .stdin(if serves { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
+            // What goes wrong is said in the result; one that serves may say more than anyone reads meanwhile.
+            .stderr(if serves { Stdio::inherit() } else { Stdio::piped() })
             .kill_on_drop(true);
         Ok(command)
     }
@@ -136,13 +139,20 @@ pub async fn answer(child: Child) -> anyhow::Result<Answer> {
 }
 
 async fn finish(mut child: Child) -> anyhow::Result<String> {
-    let mut text = String::new();
-    if let Some(stdout) = &mut child.stdout {
-        stdout.read_to_string(&mut text).await?;
-    }
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (text, complaints) = tokio::try_join!(read(stdout), read(stderr))?;
     let status = child.wait().await?;
     if !status.success() {
-        bail!("the program failed: {status}");
+        let reason = complaints.lines().rfind(|line| !line.trim().is_empty());
+        bail!("the program failed: {}", reason.map_or_else(|| status.to_string(), str::to_owned));
     }
     Ok(text)
+}
+
+async fn read(stream: Option<impl AsyncReadExt + Unpin>) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream {
+        stream.read_to_end(&mut bytes).await?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault|soak` and a few more.
+//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault|soak|miri` and a few more.
 #![expect(clippy::print_stdout, reason = "commands speak to people")]
 
 mod audit;
@@ -10,6 +10,7 @@ mod endpoint;
 mod fault;
 mod lint;
 mod majors;
+mod miri;
 mod python;
 mod setup;
 mod snapshot;
@@ -45,6 +46,12 @@ enum Command {
     },
     /// Check the SQL for what a hostile search_path could shadow, and the dependencies' licences, sources and versions.
     Audit,
+    /// Run the tests of the crates that need no server under Miri, in some minutes; a nightly toolchain is installed if it is missing.
+    Miri {
+        /// Names of tests, and options of the test runner.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Keep the install script of the version that is about to be released, for the tests of later upgrades.
     Snapshot,
     /// Check formatting, clippy and the shape of the tree.
@@ -83,6 +90,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test { majors, .. } => test::run(&majors),
         Command::BuildTree { major } => build::tree_of(&majors::ensure(major)?).map(drop),
         Command::Audit => audit::run(),
+        Command::Miri { arguments } => miri::run(&arguments),
         Command::Snapshot => snapshot::run(),
         Command::Lint => lint::run(),
         Command::Cluster(command) => cluster::run(command),

@@ -31,6 +31,8 @@ use crate::server_log;
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Order {
+    /// Names the server and the folder.
+    pub name: String,
     /// What everything by chance comes from.
     pub seed: u64,
     /// How many rounds.
@@ -86,7 +88,7 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         order.seed, order.rounds, order.seed
     );
     let began = Instant::now();
-    let scene = Arc::new(Scene::set("fault", WORKERS).await?);
+    let scene = Arc::new(Scene::set(&order.name, WORKERS).await?);
     println!("   the server's log: {}", scene.cluster().log().display());
     println!("   the workers' log and the ledger: {}", scene.folder.display());
     let mut summary = Summary::default();

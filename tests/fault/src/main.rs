@@ -29,6 +29,9 @@ struct Arguments {
     /// The mean time between two pieces of work of one producer, in milliseconds.
     #[arg(long, default_value_t = 40)]
     pace: u64,
+    /// The name of its server and its folder: runs of different names can go on side by side.
+    #[arg(long, default_value = "fault")]
+    name: String,
     /// Measure at the end how long it takes until a lost worker's task runs elsewhere (P10).
     #[arg(long)]
     measure: bool,
@@ -41,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
         arguments.only.iter().map(|name| Fault::find(name).with_context(|| format!("no fault: {name}")));
     let only: Vec<Fault> = only.collect::<Result<_, _>>()?;
     campaign::run(Order {
+        name: arguments.name,
         seed: arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000_000)),
         rounds: arguments.rounds,
         time: arguments.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),

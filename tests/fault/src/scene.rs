@@ -144,6 +144,11 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// Its name, which is that of its folder.
+    pub fn name(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Makes a server with the extension and starts workers.
     ///
     /// # Errors

@@ -15,7 +15,8 @@ pub(super) async fn promote(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::R
     scene.excuse("terminating walreceiver");
     scene.excuse("could not connect to the primary server");
     scene.excuse("could not receive data from WAL stream");
-    let name = format!("fault-{}", scene.logs.lock().expect("no holder of the lock panics").len());
+    let servers = scene.logs.lock().expect("no holder of the lock panics").len();
+    let name = format!("{}-{servers}", scene.name());
     let primary = scene.cluster_again()?;
     let standby = tokio::task::block_in_place(|| primary.standby(&name))?;
     // From here on what is acknowledged is there as well.
