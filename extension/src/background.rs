@@ -1,5 +1,6 @@
 //! What the launcher and the schedulers have in common: signals, waiting, and one guarded transaction.
 
+use std::ffi::CStr;
 use std::panic::AssertUnwindSafe;
 use std::panic::RefUnwindSafe;
 use std::panic::UnwindSafe;
@@ -108,6 +109,29 @@ impl DivCeil for i64 {
     fn div_ceil_micros(self) -> i64 {
         (self + 999) / 1_000
     }
+}
+
+/// Changes a setting until the end of the transaction.
+pub fn set_local(name: &CStr, value: &CStr) {
+    // SAFETY: inside a transaction; both strings are copied.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+/// The commit of this transaction waits for the disk, because something that a worker is told follows from it. Not for a standby, which could
+/// hold up everything else.
+pub fn flush_at_commit() {
+    set_local(c"synchronous_commit", c"local");
 }
 
 /// Runs `f` in a transaction of its own. An error or a panic aborts it and comes back as text; the process goes on.

@@ -159,19 +159,7 @@ impl Ticker {
     fn begin(&mut self) -> Result<(), String> {
         let now = background::now();
         let epoch = background::transaction(|| {
-            // SAFETY: inside a transaction; the setting ends with it.
-            unsafe {
-                pg_sys::set_config_option(
-                    c"synchronous_commit".as_ptr(),
-                    c"on".as_ptr(),
-                    pg_sys::GucContext::PGC_SUSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_LOCAL,
-                    true,
-                    0,
-                    false,
-                );
-            }
+            background::set_local(c"synchronous_commit", c"on");
             spi::connected(|spi| beat::take_epoch(spi, now))
         })?;
         let first = token::first_token(epoch);
@@ -291,6 +279,8 @@ impl Ticker {
             if !claims.is_empty() {
                 let limit = guc::LOST_LIMIT.get();
                 locked = background::transaction(|| {
+                    // Handed out again under an attempt that a crash could take back, a task would be tried more often than its limit.
+                    background::flush_at_commit();
                     spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit))
                 })?;
                 let written = claims.len() - locked.len();

@@ -93,14 +93,16 @@ async fn a_step_that_takes_the_machine_down_is_parked_at_its_limit() -> Result<(
     let server = own_server("e2e-machine", &["pg_task.settle_time = 4s"])?;
     let (db, ledger) = (Database::create(&server).await?, Ledger::new("machine")?);
     db.run(r#"SELECT pg_task.enqueue('{"Test":{"CrashMachine":null}}')"#).await?;
-    let up = "SELECT state IN ('running', 'settling') FROM pg_task.scheduler";
     while db.ask("SELECT count(*) FROM pg_task.failed").await? == "0" {
+        let scheduler = db.ask("SELECT pid FROM pg_task.scheduler").await?;
         let mut worker = db.worker(options(&ledger))?;
         let parked = db.until("SELECT count(*) = 1 FROM pg_task.failed");
         tokio::select! {
             well = worker.ended() => {
                 assert!(!well?);
-                db.until(up).await?;
+                // The server goes down a moment after the worker.
+                let up = format!("SELECT pid <> {scheduler} AND state IN ('running', 'settling') FROM pg_task.scheduler");
+                db.until(&up).await?;
                 db.run("UPDATE pg_task.task SET locked_by = NULL, locked_at = NULL").await?;
             }
             parked = parked => parked?,
@@ -271,5 +273,25 @@ async fn a_crash_in_the_middle_of_ten_thousand_tasks_loses_nothing_and_doubles_n
     }
     db.until_done().await?;
     check_chains(&ledger, 10_000, 5);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lost_attempt_is_on_disk_before_its_task_runs_again() -> Result<()> {
+    // Without a commit that waits for it, nothing is written to disk meanwhile.
+    let server = own_server("e2e-lost-attempt", &["fsync = on", "wal_writer_delay = 10s"])?;
+    let (db, ledger) = (Database::create(&server).await?, Ledger::new("lost-attempt")?);
+    db.run(r#"SELECT pg_task.enqueue('{"Test":{"Sleep":{"key":"it","millis":600000}}}')"#).await?;
+    let first = db.known_worker(options(&ledger)).await?;
+    db.until("SELECT count(*) = 1 FROM pg_task.running").await?;
+    first.signal("KILL")?;
+    let second = db.known_worker(options(&ledger)).await?;
+    while ledger.lines().len() < 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    server.stop(Stop::Immediate)?;
+    drop((first, second));
+    server.start()?;
+    assert_eq!(db.ask("SELECT tried FROM pg_task.task").await?, "1");
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::Evidence;
 use super::Story;
 use super::Violation;
+use crate::fault::Fault;
 use crate::ledger::End;
 use crate::ledger::Moment;
 use crate::ledger::Run;
@@ -74,13 +75,12 @@ impl Story<'_> {
 
     /// Attempts are counted.
     pub(super) fn attempts(&self, plan: Plan, evidence: &Evidence, complain: &mut impl FnMut(String)) {
-        let faults_in = |from: Moment, to: Moment| {
-            evidence
-                .faults
-                .iter()
-                .filter(|fault| fault.from <= to + AROUND && fault.to + AROUND >= from)
-                .count()
+        let around = |from: Moment, to: Moment| {
+            evidence.faults.iter().filter(move |fault| fault.from <= to + AROUND && fault.to + AROUND >= from)
         };
+        let faults_in = |from: Moment, to: Moment| around(from, to).count();
+        let promotion = Fault::Promote.name();
+        let promoted_in = |from: Moment, to: Moment| around(from, to).any(|fault| fault.name == promotion);
         for (index, (run, began)) in self.runs.iter().enumerate() {
             let earlier = self.runs[..index].iter().filter(|(other, _)| other.seq == run.seq).count() as i32;
             let excess = run.attempt - 1 - earlier;
@@ -99,6 +99,10 @@ impl Story<'_> {
             else {
                 continue;
             };
+            // The scheduler waits for its own disk, not for a standby: one that takes over may not know of the last loss.
+            if promoted_in(*last_began, *began) {
+                continue;
+            }
             let disturbed = faults_in(*last_began, *began) > 0;
             let least = last.attempt + i32::from(self.failed(last) && !disturbed);
             if run.attempt < least {
