@@ -287,7 +287,7 @@ async fn a_lost_attempt_is_on_disk_before_its_task_runs_again() -> Result<()> {
     first.signal("KILL")?;
     let second = db.known_worker(options(&ledger)).await?;
     while ledger.lines().len() < 2 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     server.stop(Stop::Immediate)?;
     drop((first, second));
