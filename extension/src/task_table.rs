@@ -90,6 +90,22 @@ impl TaskTable {
         }
     }
 
+    /// From here on rows are read as they are now: what has been committed since the table was opened is visible.
+    pub fn look_anew(&mut self) {
+        // SAFETY: the snapshot on top is the one that `open` or this function pushed; the scan that reads under it is ended first.
+        unsafe {
+            if let Some((index, scan)) = self.by_id.take() {
+                pg_sys::index_endscan(scan);
+                pg_sys::index_close(index, pg_sys::NoLock as i32);
+            }
+            pg_sys::PopActiveSnapshot();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            self.snapshot = pg_sys::GetActiveSnapshot();
+            self.blocks =
+                pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+        }
+    }
+
     /// Closes it. What was written becomes visible to what follows in this transaction.
     pub fn close(self) {
         // SAFETY: opened by `open`, in the reverse order; the locks are kept until the transaction ends.

@@ -90,7 +90,14 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
         if !taken.is_empty() {
             // From here on an abort gives them back.
             unsettled(slot, |unsettled| unsettled.claims.extend(taken.iter().map(|taken| taken.claim)));
-            let table = table.get_or_insert_with(|| TaskTable::open(pg_sys::AccessShareLock as i32));
+            let table = match &mut table {
+                // An id that was taken now stands for a row as it is now, not as it was at the round before: that may have gone on.
+                Some(table) => {
+                    table.look_anew();
+                    table
+                }
+                none => none.insert(TaskTable::open(pg_sys::AccessShareLock as i32)),
+            };
             for taken in &taken {
                 claimed.count += u32::from(hand_out.one(table, taken, output));
             }
