@@ -89,6 +89,8 @@ CREATE VIEW pg_task.queues AS
         SELECT queue FROM queue_names WHERE queue IS NOT NULL
         UNION
         SELECT queue FROM failed_names WHERE queue IS NOT NULL
+        UNION
+        SELECT s.name FROM pg_task.queue AS s
     ), priorities AS (
         -- Within a queue the same walk over its priorities, so that "due" needs no sort.
         SELECT n.queue, p.priority
@@ -140,12 +142,29 @@ CREATE VIEW pg_task.queues AS
            (SELECT pg_catalog.count(*) FROM (
                 SELECT 1 FROM pg_task.task AS t
                 WHERE t.error IS NOT NULL AND t.queue OPERATOR(pg_catalog.=) n.queue LIMIT 10000) AS x) AS failed,
-           l.oldest AS oldest_due
-    FROM names AS n LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue;
+           l.oldest AS oldest_due,
+           COALESCE(m.running, 0) AS running,
+           s.concurrency,
+           s.rate,
+           s.rate_interval,
+           s.burst,
+           s.paused_at,
+           m.opens_at
+    FROM names AS n
+    LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue
+    LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) n.queue
+    LEFT JOIN pg_task.queue_states() AS m ON m.queue OPERATOR(pg_catalog.=) n.queue;
 COMMENT ON VIEW pg_task.queues IS
-    'Depth of each queue that has tasks: due (claimed ones included), asleep, failed, each counted up to 10,000 per priority; oldest_due is the earliest wakeup_at';
+    'Each queue that has tasks or settings. Its depth: due (claimed ones included), asleep, failed, each counted up to 10,000 per priority; oldest_due is the earliest wakeup_at. What runs, its limits, and whether it is paused. The row * is what is set for all queues together';
 COMMENT ON COLUMN pg_task.queues.queue IS 'The queue';
 COMMENT ON COLUMN pg_task.queues.due IS 'Tasks that are due, the running ones included';
 COMMENT ON COLUMN pg_task.queues.asleep IS 'Tasks that are due later';
 COMMENT ON COLUMN pg_task.queues.failed IS 'Parked tasks';
 COMMENT ON COLUMN pg_task.queues.oldest_due IS 'The earliest wakeup_at of those that are not parked';
+COMMENT ON COLUMN pg_task.queues.running IS 'Tasks that workers hold at this moment, what counts against concurrency';
+COMMENT ON COLUMN pg_task.queues.concurrency IS 'The most that run at once; NULL for any number';
+COMMENT ON COLUMN pg_task.queues.rate IS 'The most that are handed out in rate_interval; NULL for any number';
+COMMENT ON COLUMN pg_task.queues.rate_interval IS 'The time that the rate is meant for';
+COMMENT ON COLUMN pg_task.queues.burst IS 'The most hand-outs of the rate that gather; NULL for as many as the rate';
+COMMENT ON COLUMN pg_task.queues.paused_at IS 'Since when the queue is paused; NULL when it is not';
+COMMENT ON COLUMN pg_task.queues.opens_at IS 'When its rate, or the time after a start, lets the next due task go; NULL when neither holds it back';

@@ -62,6 +62,12 @@ CREATE VIEW pg_task.problems AS
            'finish the deployment that brings the step; or, if it was removed, UPDATE pg_task.task SET step = …, or pg_task.cancel'
     FROM lanes AS l WHERE l.step IS NOT NULL
     UNION ALL
+    SELECT 'queue paused',
+           pg_catalog.concat(s.ready, ' tasks are due in the queue "', s.queue, '", which is paused'),
+           'SELECT pg_task.resume_queue(…) with that name, or with * if all queues are paused'
+    FROM pg_task.queue_states() AS s WHERE s.paused AND s.ready OPERATOR(pg_catalog.>) 0
+        AND s.queue OPERATOR(pg_catalog.<>) '*'
+    UNION ALL
     SELECT 'worker places taken',
            pg_catalog.concat(pg_catalog.count(*), ' workers are known, as many as pg_task.max_workers allows'),
            'raise pg_task.max_workers and restart the server, or run fewer workers with more concurrency'

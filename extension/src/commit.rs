@@ -9,10 +9,12 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::board::QueueRule;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 
+use crate::background;
 use crate::handout;
 use crate::shmem;
 
@@ -29,6 +31,9 @@ struct Pending {
     hints: Vec<Hint>,
     cancelled: Vec<TaskId>,
     rescan_from: Micros,
+    /// What holds for queues from now on, in the order in which it was set.
+    rules: Vec<(QueueName, Option<QueueRule>)>,
+    rules_stale: bool,
     recheck: bool,
     start: bool,
 }
@@ -39,6 +44,8 @@ impl Pending {
         hints: Vec::new(),
         cancelled: Vec::new(),
         rescan_from: Micros::MAX,
+        rules: Vec::new(),
+        rules_stale: false,
         recheck: false,
         start: false,
     };
@@ -49,6 +56,8 @@ impl Pending {
         self.hints.clear();
         self.cancelled.clear();
         self.rescan_from = Micros::MAX;
+        self.rules.clear();
+        self.rules_stale = false;
         self.recheck = false;
         self.start = false;
     }
@@ -73,6 +82,24 @@ pub fn note_cancelled(id: TaskId) {
 /// Rows may have become visible of which nothing is known: read the table again.
 pub fn note_rescan() {
     note(|pending| pending.rescan_from = Micros::MIN);
+}
+
+/// This holds for a queue, if this transaction commits.
+pub fn note_rule(queue: QueueName, rule: Option<QueueRule>) {
+    note(|pending| {
+        pending.rules.push((queue, rule));
+        pending.rules_stale = true;
+    });
+}
+
+/// How many queues get settings, or others, if this transaction commits.
+pub fn rules_noted() -> usize {
+    PENDING.with_borrow(|pending| pending.rules.iter().filter(|(_, rule)| rule.is_some()).count())
+}
+
+/// The settings of queues may have changed, in a way of which nothing is known.
+pub fn note_rules_stale() {
+    note(|pending| pending.rules_stale = true);
 }
 
 /// The extension may be another one after this transaction.
@@ -148,6 +175,20 @@ fn tell(pending: &Pending) {
                 wake |= board.cancel(id).is_some();
             }
         });
+    }
+    if pending.rules_stale {
+        if !pending.rules.is_empty() {
+            let now = background::now();
+            slot.with_board(|board| {
+                for (queue, rule) in &pending.rules {
+                    // One for which there is no place is found by the scheduler, which holds its tasks back.
+                    board.set_rule(queue, rule.as_ref(), now);
+                }
+                slot.control().rules_version.fetch_add(1, SeqCst);
+            });
+        }
+        slot.control().rules_stale.store(true, SeqCst);
+        wake = true;
     }
     if !pending.hints.is_empty() || pending.rescan_from != Micros::MAX {
         slot.with_inbox(|inbox| {

@@ -54,6 +54,9 @@ pub enum Error {
         /// That one's length.
         want: usize,
     },
+    /// A burst without the rate that it belongs to.
+    #[error("\"burst\" needs a \"rate\"")]
+    BurstWithoutRate,
     /// A delay below zero.
     #[error("a delay must not be negative")]
     NegativeDelay,
@@ -162,6 +165,9 @@ pub enum Error {
     /// No place for another queue's name.
     #[error("there is no place for another queue's name")]
     QueuesFull,
+    /// No place for the settings of another queue.
+    #[error("there is no place for the settings of another queue")]
+    QueueRulesFull,
     /// No place for another worker.
     #[error("all {limit} places for workers are taken")]
     WorkersFull {
@@ -183,7 +189,8 @@ impl Error {
     fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode::*;
         match self {
-            Self::Empty { .. }
+            Self::BurstWithoutRate
+            | Self::Empty { .. }
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
             | Self::NegativeDelay
@@ -202,13 +209,16 @@ impl Error {
             Self::Standby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::StepTooLarge { .. } | Self::TooMany { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::Transaction(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
-            Self::QueuesFull | Self::WorkersFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::QueuesFull | Self::QueueRulesFull | Self::WorkersFull { .. } => {
+                ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
+            }
             Self::WorkerRole => ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
 
     fn detail(&self) -> String {
         match self {
+            Self::BurstWithoutRate => "It says how many hand-outs of a rate may gather. The call had no effect.".into(),
             Self::Dimensions { .. } => "The ids come back in one dimension, in the order of the steps.".into(),
             Self::Empty { .. } => "A worker that takes from nowhere would wait for ever.".into(),
             Self::Encoding { got } => {
@@ -226,6 +236,7 @@ impl Error {
             Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
             Self::Protocol { .. } => "This server speaks version 1.".into(),
             Self::QueueName { .. } => "The length is counted in bytes, not in characters.".into(),
+            Self::QueueRulesFull => "At most 512 queues can have settings: they are kept in shared memory.".into(),
             Self::QueuesFull => "Names of queues that have no tasks and no workers make room.".into(),
             Self::Standby => "A task is a row, and a standby writes none.".into(),
             Self::StepName { .. } => "There is no slash in it.".into(),
@@ -246,6 +257,7 @@ impl Error {
 
     fn hint(&self) -> String {
         match self {
+            Self::BurstWithoutRate => "Pass a rate too, for example rate => 100, per => '1 minute', burst => 10.".into(),
             Self::Dimensions { .. } => "Write the array in one dimension, or unnest it.".into(),
             Self::Empty { .. } => "Pass NULL, or leave the argument out, for all.".into(),
             Self::Encoding { .. } => {
@@ -272,6 +284,7 @@ impl Error {
             Self::Prepare => "Call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
+            Self::QueueRulesFull => "Forget settings that are not needed any more: SELECT pg_task.drop_queue(name).".into(),
             Self::QueuesFull => {
                 "1,024 queues can have tasks in memory or be named by workers at a time: let workers take all queues, or use fewer.".into()
             }

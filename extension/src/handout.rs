@@ -105,8 +105,11 @@ pub fn at_end(committed: bool) {
                     returned |= settle(board, id, *token, end, now);
                 }
             }
+            // The ends of claims may have made room in a queue for workers that wait.
+            returned |= committed && board.has_freed_place(now);
             if !committed || !current {
                 for claim in &unsettled.claims {
+                    board.withdraw(claim);
                     returned |= board.give_back(&claim.id, claim.token);
                 }
             }

@@ -17,6 +17,7 @@ mod launcher;
 mod memory;
 mod operate;
 mod produce;
+mod queues;
 mod scheduler;
 mod shmem;
 mod spi;
@@ -32,7 +33,8 @@ pg_module_magic!(name = c"pg_task", version = c"0.1.0");
 
 extension_sql_file!("../../sql/10_schema.sql", name = "schema", bootstrap);
 extension_sql_file!("../../sql/20_task.sql", name = "task", requires = ["schema"]);
-extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["task"]);
+extension_sql_file!("../../sql/25_queue.sql", name = "queue", requires = ["task"]);
+extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["queue"]);
 extension_sql_file!("../../sql/40_work.sql", name = "work", requires = ["produce"]);
 extension_sql_file!("../../sql/50_operate.sql", name = "operate", requires = ["work"]);
 extension_sql_file!("../../sql/60_views.sql", name = "views", requires = ["operate"]);

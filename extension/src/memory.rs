@@ -5,6 +5,7 @@ use std::mem::size_of;
 
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Entry;
+use pg_task_rules::board::Gate;
 use pg_task_rules::board::Head;
 use pg_task_rules::board::Lane;
 use pg_task_rules::board::Sizes;
@@ -25,6 +26,7 @@ pub struct Layout {
     workers: usize,
     lanes: usize,
     queues: usize,
+    gates: usize,
     buckets: usize,
     entries: usize,
     /// The size of the area.
@@ -54,6 +56,7 @@ impl Layout {
         let workers = of!(WorkerSlot, sizes.workers);
         let lanes = of!(Lane, sizes.lanes);
         let queues = of!(QueueName, sizes.queues);
+        let gates = of!(Gate, sizes.gates());
         let buckets = of!(u32, sizes.buckets());
         let entries = of!(Entry, sizes.entries);
         Self {
@@ -65,6 +68,7 @@ impl Layout {
             workers,
             lanes,
             queues,
+            gates,
             buckets,
             entries,
             total: at,
@@ -84,6 +88,7 @@ impl Layout {
             fill(area.add(self.workers), WorkerSlot::EMPTY, self.sizes.workers);
             fill(area.add(self.lanes), Lane::EMPTY, self.sizes.lanes);
             fill(area.add(self.queues), QueueName::EMPTY, self.sizes.queues);
+            fill(area.add(self.gates), Gate::OPEN, self.sizes.gates());
             fill(area.add(self.buckets), u32::MAX, self.sizes.buckets());
             fill(area.add(self.entries), Entry::EMPTY, self.sizes.entries);
             self.board(area).reset();
@@ -104,6 +109,7 @@ impl Layout {
                 lanes: std::slice::from_raw_parts_mut(area.add(self.lanes).cast(), self.sizes.lanes),
                 workers: std::slice::from_raw_parts_mut(area.add(self.workers).cast(), self.sizes.workers),
                 queues: std::slice::from_raw_parts_mut(area.add(self.queues).cast(), self.sizes.queues),
+                gates: std::slice::from_raw_parts_mut(area.add(self.gates).cast(), self.sizes.gates()),
             }
         }
     }

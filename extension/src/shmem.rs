@@ -92,6 +92,10 @@ pub struct Control {
     pub latch: AtomicPtr<pg_sys::Latch>,
     /// The extension may have been dropped or made anew: the scheduler has to look.
     pub recheck: AtomicBool,
+    /// The settings of queues have changed: the scheduler has to read them.
+    pub rules_stale: AtomicBool,
+    /// Counts the changes of the settings of queues that are on the board. Changed under the board's lock.
+    pub rules_version: AtomicU64,
     /// A scheduler has taken an epoch for the tokens since the board was emptied.
     pub prepared: AtomicBool,
     /// Set while the board is being changed: whoever finds it set knows that someone failed half-way.
@@ -325,7 +329,7 @@ impl Slot {
     )]
     pub fn reset_memory(self) {
         self.control().prepared.store(false, SeqCst);
-        self.with_board(|board| board.reset());
+        self.with_board(|board| board.clear());
         self.with_inbox(|inbox| *inbox.head = pg_task_rules::inbox::InboxHead::EMPTY);
     }
 

@@ -94,6 +94,7 @@ unsafe fn before(node: *mut pg_sys::Node) {
                 if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED {
                     // The session that prepared it has forgotten what it inserted.
                     commit::note_rescan();
+                    commit::note_rules_stale();
                 }
             }
             NodeTag::T_CreateExtensionStmt | NodeTag::T_AlterExtensionStmt | NodeTag::T_DropStmt

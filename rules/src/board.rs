@@ -7,6 +7,7 @@
 //! The memory is plain slices of fixed size. Lists are indices into `entries`, so that the board works at any address.
 
 mod claim;
+mod gate;
 mod layout;
 mod owned;
 mod room;
@@ -18,6 +19,7 @@ pub use claim::AssertedRow;
 pub use claim::Claim;
 pub use claim::ClaimedRow;
 pub use claim::Taken;
+pub use gate::{ALL_QUEUES, Gate, Leaving, QueueRule};
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use owned::OwnedBoard;
 pub use room::Displaced;
@@ -52,6 +54,8 @@ pub struct Board<'a> {
     pub workers: &'a mut [WorkerSlot],
     /// The queues' names, so that entries carry a number.
     pub queues: &'a mut [QueueName],
+    /// What holds a queue's tasks back: one for each place of `queues`, and one for all.
+    pub gates: &'a mut [Gate],
 }
 
 /// The number of a queue's name on this board.
@@ -71,11 +75,17 @@ pub enum Pushed {
 }
 
 impl Board<'_> {
-    /// Empties the board. Claims, workers and ready tasks are forgotten; the token counter is not.
+    /// Empties the board and forgets what is set for queues.
+    pub fn clear(&mut self) {
+        self.gates.fill(Gate::OPEN);
+        self.reset();
+    }
+
+    /// Empties the board. Claims, workers and ready tasks are forgotten; the token counter and what is set for queues are not.
     pub fn reset(&mut self) {
-        let tokens = self.head.next_token;
-        *self.head = Head::EMPTY;
-        self.head.next_token = tokens;
+        let Head { next_token, settled_at, trusted_until, .. } = *self.head;
+        *self.head = Head { next_token, settled_at, trusted_until, ..Head::EMPTY };
+        self.reset_gates();
         self.buckets.fill(NIL);
         self.lanes.fill(Lane::EMPTY);
         for worker in self.workers.iter_mut() {
@@ -150,6 +160,10 @@ impl Board<'_> {
             .for_each(|entry| mark(entry.queue));
         for slot in self.workers.iter().filter(|slot| slot.state != WorkerState::Free) {
             slot.queues().iter().for_each(|queue| mark(*queue));
+        }
+        if self.head.gates > 0 {
+            let set = self.gates.iter().zip(0..self.queues.len()).filter(|(gate, _)| gate.is_set());
+            set.for_each(|(_, index)| mark(QueueId(index as u16)));
         }
         for (index, queue) in self.queues.iter_mut().enumerate() {
             if used[index / 64] & (1 << (index % 64)) == 0 {
@@ -369,5 +383,7 @@ impl Board<'_> {
 
 #[cfg(test)]
 mod bounds;
+#[cfg(test)]
+mod gate_tests;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+pub mod bucket;
 pub mod due;
 pub mod inbox;
 pub mod names;

@@ -172,7 +172,7 @@ pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-fn interval(duration: Duration) -> PgInterval {
+pub(crate) fn interval(duration: Duration) -> PgInterval {
     const MICROS_PER_DAY: i64 = 86_400_000_000;
     let micros = micros(duration);
     // Days apart, so that durations beyond an interval's microseconds keep their meaning.

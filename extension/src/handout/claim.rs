@@ -1,8 +1,10 @@
 //! Claims: ids from memory, rows from the table, and every reason why a row is not handed out after all.
 
 use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::ClaimedRow;
+use pg_task_rules::board::Leaving;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Taken;
 use pg_task_rules::board::WorkerSlot;
@@ -13,6 +15,8 @@ use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 
 use super::Caller;
+use super::End;
+use super::UNSETTLED;
 use super::output::Output;
 use super::output::Task;
 use super::unsettled;
@@ -60,6 +64,8 @@ struct HandOut<'a> {
     caller: &'a Caller,
     worker: Box<WorkerSlot>,
     queues: Vec<(QueueId, QueueName)>,
+    /// Claims that end with this call.
+    leaving: Leaving,
     /// Tasks whose claims are written into their rows before they are handed out.
     in_writing: Vec<(Claim, i64, Kind)>,
     noted: Vec<(Claim, ClaimedRow)>,
@@ -70,12 +76,14 @@ struct HandOut<'a> {
 /// Hands out up to `want` tasks: fewer only if there are no more, and then the server knows that the worker is idle.
 pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &mut Output) -> Claimed {
     let mut claimed = Claimed::default();
-    let worker = slot.with_board(|board| Box::new(board.workers[caller.place]));
+    let (worker, leaving) =
+        slot.with_board(|board| (Box::new(board.workers[caller.place]), board.leaving(ending().into_iter())));
     let mut hand_out = HandOut {
         slot,
         caller,
         worker,
         queues: Vec::new(),
+        leaving,
         in_writing: Vec::new(),
         noted: Vec::new(),
         rejected: Vec::new(),
@@ -126,10 +134,10 @@ impl HandOut<'_> {
     /// Takes ids off the board.
     fn take(&mut self, want: u32, taken: &mut Vec<Taken>) {
         let now = background::now();
-        let Self { caller, queues, .. } = self;
-        let left = self.slot.with_board(|board| {
+        let Self { caller, queues, leaving, .. } = self;
+        let (left, opens) = self.slot.with_board(|board| {
             if board.workers[caller.place].generation == caller.generation {
-                board.claim(caller.place, want, now, taken);
+                board.claim_beside(caller.place, want, now, leaving, taken);
             }
             for taken in taken.iter() {
                 if queues.last().is_none_or(|(queue, _)| *queue != taken.queue)
@@ -138,11 +146,13 @@ impl HandOut<'_> {
                     queues.push((taken.queue, board.queue_name(taken.queue)));
                 }
             }
-            board.head.ready
+            let opens = (taken.len() as u32) < want && board.next_opening(now).is_some();
+            (board.head.ready, opens)
         });
         // There is more in the table, and less here than before, or not what this worker takes.
         let low_water = self.slot.control().low_water.load(std::sync::atomic::Ordering::Relaxed);
-        if left < low_water || (low_water > 0 && (taken.len() as u32) < want) {
+        // Or there will be more here at a moment that the scheduler does not know of.
+        if left < low_water || (low_water > 0 && (taken.len() as u32) < want) || opens {
             self.slot.wake_scheduler();
         }
     }
@@ -244,6 +254,7 @@ impl HandOut<'_> {
                 board.note_row(&claim, &row);
             }
             for (claim, not) in rejected.iter() {
+                board.withdraw(claim);
                 match not {
                     Not::Runnable => _ = board.end_claim(&claim.id, claim.token),
                     Not::Now => _ = board.give_back(&claim.id, claim.token),
@@ -272,4 +283,16 @@ fn later(row: &TaskRow<'_>, wakeup_at: Micros, now: Micros) -> Option<Micros> {
     // Its worker may have lived through the restart.
     let trusted = shmem::trust_locks_until();
     (now < trusted && row.datum(Column::LockedBy).is_some()).then_some(trusted)
+}
+
+/// The claims whose results this call has brought.
+fn ending() -> Vec<(TaskId, i64)> {
+    UNSETTLED.with_borrow(|unsettled| {
+        unsettled
+            .ends
+            .iter()
+            .filter(|(.., end)| !matches!(end, End::Advance(_)))
+            .map(|(id, token, _)| (*id, *token))
+            .collect()
+    })
 }

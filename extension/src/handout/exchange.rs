@@ -125,7 +125,7 @@ fn heartbeat(call: &mut Call) -> Result<Option<Datum>, Error> {
         let place = find_worker(board, &worker_id)?.filter(|&worker| board.heard(worker, now));
         Ok::<_, Error>(place.map(|worker| {
             board.take_cancels(worker, &mut cancelled);
-            (board.workers[worker].stop, board.has_work_for(worker))
+            (board.workers[worker].stop, board.has_work_for(worker, now))
         }))
     })?;
     for id in &cancelled {

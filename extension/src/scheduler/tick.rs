@@ -23,6 +23,7 @@ use pg_task_rules::token;
 use pgrx::pg_sys;
 
 use super::beat;
+use super::rules::Rules;
 use crate::background;
 use crate::guc;
 use crate::shmem;
@@ -71,6 +72,7 @@ thread_local! {
 pub struct Ticker {
     slot: Slot,
     book: DueBook,
+    rules: Rules,
     hints: Vec<Hint>,
     /// The epoch of the tokens; none until one was taken.
     epoch: Option<i64>,
@@ -92,6 +94,7 @@ impl Ticker {
         Self {
             slot,
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
+            rules: Rules::default(),
             hints: Vec::new(),
             epoch: None,
             find_lanes_at: Some(shmem::settled_at()),
@@ -124,8 +127,10 @@ impl Ticker {
         self.last_tick = background::now();
         self.woke_someone = false;
         if self.epoch.is_none() {
+            self.rules.load(self.slot)?;
             self.begin()?;
         }
+        self.rules.refresh(self.slot);
         self.take_hints();
         self.offer();
         self.wake_idle()?;
@@ -199,7 +204,7 @@ impl Ticker {
         let lanes = self.book.due_lanes(now).count();
         let cap = (guc::READY_CAPACITY.get() as usize / lanes.max(4)).max(LEAST_SHARE) as u32;
         let mut displaced: Vec<Displaced> = Vec::new();
-        let book = &mut self.book;
+        let (book, rules) = (&mut self.book, &self.rules);
         self.backlog = self.slot.with_board(|board| {
             // There may be very many lanes: what each is compared with is found once.
             let (wanted, mut lengths) = (board.wanted(), board.lane_lengths());
@@ -209,7 +214,8 @@ impl Ticker {
                 let len = lengths.get(lane).copied().unwrap_or(0);
                 let rank = Rank { unwanted: !wanted.has(&lane.queue), priority: lane.priority, due: key.due };
                 let is_hopeless = hopeless.is_some_and(|hopeless| rank >= hopeless);
-                if len >= cap
+                if rules.is_unplaced(&lane.queue)
+                    || len >= cap
                     || (rank.unwanted && !board.has_room_for_unwanted(len == 0))
                     || (is_hopeless && !board.has_room(len == 0))
                 {
@@ -251,8 +257,9 @@ impl Ticker {
             return Ok(());
         }
         let mut idle: Vec<WorkerId> = Vec::new();
+        let now = background::now();
         self.slot.with_board(|board| {
-            board.take_idle(&mut idle);
+            board.take_idle(now, &mut idle);
             board.take_told(&mut idle);
         });
         if idle.is_empty() {
@@ -380,18 +387,22 @@ impl Ticker {
         let now = background::now();
         let grace = guc::micros(&guc::WORKER_GRACE);
         let write_after = guc::micros(&guc::WRITE_BEHIND_AFTER);
-        let (loss, unwritten) = self.slot.with_board(|board| {
+        let (loss, unwritten, opening) = self.slot.with_board(|board| {
             let mut unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
-            if board.head.ready > 0 && board.head.workers > 0 {
+            if board.head.workers > 0 && board.may_hand_out(now) {
                 // About to be claimed, of which the scheduler hears nothing: it comes back to write down what still runs then.
                 unwritten = unwritten.or(Some(now));
             }
-            (if board.head.workers > 0 { board.next_loss(grace) } else { None }, unwritten)
+            let workers = board.head.workers > 0;
+            let opening = if workers { board.next_opening(now) } else { None };
+            (if workers { board.next_loss(grace) } else { None }, unwritten, opening)
         });
         [
             self.book.next_due(now),
             self.find_lanes_at,
             loss,
+            opening,
+            self.rules.again_at(),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
             Some(self.rescan_at),
         ]

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::bucket::Rate;
 
 /// What every list and counter has to agree on.
 fn check(board: &Board<'_>) {
@@ -79,7 +80,7 @@ struct Call {
 
 fn call() -> impl Strategy<Value = Call> {
     let priority = prop_oneof![-1..2_i16, Just(i16::MIN), Just(i16::MAX)];
-    (0..20_u8, 0..7_u8, 0..5_u8, 0..5_u8, priority, 0..9_u32, number(), number(), any::<bool>()).prop_map(
+    (0..21_u8, 0..7_u8, 0..5_u8, 0..5_u8, priority, 0..9_u32, number(), number(), any::<bool>()).prop_map(
         |(what, task, worker, name, priority, small, one, two, flag)| Call {
             what,
             task,
@@ -187,8 +188,19 @@ fn apply(board: &mut Board<'_>, call: &Call) {
             board.not_written(&task, token);
             let _ = board.oldest_unwritten();
         }
+        (19, _) => {
+            let rate = Rate { count: small, period: two, burst: small };
+            let rule = QueueRule { paused: flag, concurrency: Some(small), rate: flag.then_some(rate) };
+            let of =
+                if flag && task[0] > 4 { QueueName::new(ALL_QUEUES).expect("a name") } else { queue(name) };
+            board.set_rule(&of, (task[0] > 0).then_some(&rule), one);
+            board.set_settling(one, two);
+            board.set_held(&of, &[task]);
+            board.withdraw(&claim);
+            let _ = (board.next_opening(two), board.may_hand_out(two), board.has_freed_place(one));
+        }
         _ => {
-            board.take_idle(&mut workers);
+            board.take_idle(one, &mut workers);
             board.take_told(&mut workers);
             board.not_woken(&[worker; 16]);
             board.remove_ready(&task);

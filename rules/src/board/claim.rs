@@ -1,6 +1,7 @@
 //! Claims: from a lane to a worker, and every way in which a claim ends.
 
 use super::Board;
+use super::Leaving;
 use super::QueueId;
 use super::layout::CANCEL_TOLD;
 use super::layout::CANCELLED;
@@ -46,12 +47,43 @@ impl Board<'_> {
     ///
     /// What it did not get it is recorded to want, so that the scheduler wakes it.
     pub fn claim(&mut self, worker: usize, want: u32, now: Micros, out: &mut Vec<Taken>) {
+        self.claim_beside(worker, want, now, &Leaving::default(), out);
+    }
+
+    /// The same for a call with which some claims end.
+    pub fn claim_beside(
+        &mut self,
+        worker: usize,
+        want: u32,
+        now: Micros,
+        leaving: &Leaving,
+        out: &mut Vec<Taken>,
+    ) {
+        if !self.workers[worker].is_there() {
+            return;
+        }
+        let got = if self.head.gates == 0 {
+            self.take_ready::<false>(worker, want, now, leaving, out)
+        } else {
+            self.take_ready::<true>(worker, want, now, leaving, out)
+        };
+        if want > 0 {
+            self.workers[worker].wanted = want - got;
+        }
+    }
+
+    /// Moves up to `want` ready tasks to the worker; with `GATED` as far as the gates of their queues allow it.
+    fn take_ready<const GATED: bool>(
+        &mut self,
+        worker: usize,
+        want: u32,
+        now: Micros,
+        leaving: &Leaving,
+        out: &mut Vec<Taken>,
+    ) -> u32 {
         let mut candidates = [0_u16; 512];
         let mut count = 0;
         let slot = &self.workers[worker];
-        if !slot.is_there() {
-            return;
-        }
         for (index, lane) in
             self.lanes[..usize::from(self.head.lanes)].iter().enumerate().take(candidates.len())
         {
@@ -78,18 +110,35 @@ impl Board<'_> {
                 }
             }
             let Some(lane) = best else { break };
+            let mut allowed = u32::MAX;
+            if GATED {
+                allowed = self.allowance_beside(self.lanes[lane].queue, now, leaving);
+                if allowed == 0 {
+                    let closed = candidates[..count].iter().position(|&other| usize::from(other) == lane);
+                    count -= 1;
+                    candidates.swap(closed.unwrap_or(count), count);
+                    continue;
+                }
+            }
             while got < want && self.lane_key(lane).is_some_and(|key| key <= limit) {
+                if GATED {
+                    if allowed == 0 {
+                        break;
+                    }
+                    allowed -= 1;
+                }
                 let index = self.lanes[lane].first;
                 self.unlink_ready(index);
                 let claim = self.claim_entry(index, worker, now);
+                if GATED {
+                    self.spend(index, now);
+                }
                 let Entry { queue, priority, place, .. } = self.entries[index as usize];
                 out.push(Taken { claim, queue, priority, place });
                 got += 1;
             }
         }
-        if want > 0 {
-            self.workers[worker].wanted = want - got;
-        }
+        got
     }
 
     /// How many more tasks the worker would take, after those that it was given: ids without a row to run do not count.
@@ -154,8 +203,12 @@ impl Board<'_> {
         let Some(index) = self.find_claim(id, token) else { return false };
         let entry = &self.entries[index as usize];
         let slot = &self.workers[entry.owner as usize];
+        let gated = self.head.gates > 0;
+        // A lane that is shut waits for something else than this place, unless it is of the same queue.
+        let waits = |queue: QueueId| !gated || queue == entry.queue || !self.is_shut(queue);
         slot.is_there()
-            && self.lanes_in_use().filter(|lane| slot.takes(lane.queue)).all(|lane| {
+            && (!gated || self.may_stay(entry.queue))
+            && self.lanes_in_use().filter(|lane| slot.takes(lane.queue) && waits(lane.queue)).all(|lane| {
                 lane.priority > entry.priority
                     || (lane.priority == entry.priority && entry.streak < MAX_STREAK)
             })
@@ -211,6 +264,9 @@ impl Board<'_> {
         }
         if row.counted {
             entry.flags |= COUNTED;
+        }
+        if row.written && self.head.gates > 0 {
+            self.count_back(row.queue);
         }
         true
     }
@@ -322,9 +378,12 @@ impl Board<'_> {
         self.head.claimed -= 1;
         let worker = self.entries[index as usize].owner as usize;
         self.workers[worker].claimed -= 1;
+        if self.head.gates > 0 {
+            self.count_out(self.entries[index as usize].queue);
+        }
     }
 
-    fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
+    pub(super) fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
         self.find(id).filter(|&index| {
             let entry = &self.entries[index as usize];
             entry.state == EntryState::Claimed && entry.token == token
@@ -346,9 +405,12 @@ impl Board<'_> {
         entry.since = now;
         entry.flags = 0;
         entry.streak = 0;
-        let id = entry.id;
+        let (id, queue) = (entry.id, entry.queue);
         self.head.claimed += 1;
         self.workers[worker].claimed += 1;
+        if self.head.gates > 0 {
+            self.count_in(queue);
+        }
         self.link_to_worker(index);
         Claim { id, token }
     }

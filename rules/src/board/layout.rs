@@ -39,6 +39,11 @@ impl Sizes {
         Self { entries, lanes: 512, workers, queues: 1024 }
     }
 
+    /// The number of gates: one for each queue, and one for all.
+    pub fn gates(&self) -> usize {
+        self.queues + 1
+    }
+
     /// The length of the hash table: a power of two, so that a bucket holds one entry or two.
     pub fn buckets(&self) -> usize {
         self.entries.next_power_of_two()
@@ -61,6 +66,12 @@ pub struct Head {
     pub(super) lanes: u16,
     pub(super) queues: u16,
     pub(super) next_to_wake: u32,
+    /// Gates that are set.
+    pub(super) gates: u16,
+    /// When workers have said what they held before memory was made.
+    pub(super) settled_at: Micros,
+    /// Until when a row that says that it runs is believed.
+    pub(super) trusted_until: Micros,
 }
 
 impl Head {
@@ -74,6 +85,9 @@ impl Head {
         lanes: 0,
         queues: 0,
         next_to_wake: 0,
+        gates: 0,
+        settled_at: 0,
+        trusted_until: 0,
     };
 }
 
@@ -97,6 +111,8 @@ pub(super) const COUNTED: u8 = 2;
 pub(super) const CANCELLED: u8 = 4;
 /// The worker has been told.
 pub(super) const CANCEL_TOLD: u8 = 8;
+/// The claim took a token of a rate.
+pub(super) const SPENT: u8 = 16;
 
 /// A task that is ready or claimed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -2,6 +2,7 @@
 
 use super::Board;
 use super::Entry;
+use super::Gate;
 use super::Head;
 use super::Lane;
 use super::Sizes;
@@ -16,6 +17,7 @@ pub struct OwnedBoard {
     lanes: Vec<Lane>,
     workers: Vec<WorkerSlot>,
     queues: Vec<QueueName>,
+    gates: Vec<Gate>,
 }
 
 impl OwnedBoard {
@@ -28,6 +30,7 @@ impl OwnedBoard {
             lanes: vec![Lane::EMPTY; sizes.lanes],
             workers: vec![WorkerSlot::EMPTY; sizes.workers],
             queues: vec![QueueName::EMPTY; sizes.queues],
+            gates: vec![Gate::OPEN; sizes.gates()],
         };
         owned.board().reset();
         owned
@@ -42,6 +45,7 @@ impl OwnedBoard {
             lanes: &mut self.lanes,
             workers: &mut self.workers,
             queues: &mut self.queues,
+            gates: &mut self.gates,
         }
     }
 }

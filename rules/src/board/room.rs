@@ -29,17 +29,19 @@ impl Rank {
     pub const FIRST: Self = Self { unwanted: false, priority: i16::MIN, due: Micros::MIN };
 }
 
-/// Queues from which workers that are there take tasks.
+/// Queues from which workers that are there take tasks; not those that are paused.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     all: bool,
     queues: BTreeSet<QueueName>,
+    paused: BTreeSet<QueueName>,
+    all_paused: bool,
 }
 
 impl Wanted {
     /// Whether someone takes tasks from the queue.
     pub fn has(&self, queue: &QueueName) -> bool {
-        self.all || self.queues.contains(queue)
+        (self.all || self.queues.contains(queue)) && !self.all_paused && !self.paused.contains(queue)
     }
 }
 
@@ -65,6 +67,11 @@ impl Board<'_> {
                 wanted.all |= slot.queues().is_empty();
                 wanted.queues.extend(slot.queues().iter().map(|queue| self.queue_name(*queue)));
             }
+        }
+        if self.head.gates > 0 {
+            wanted.all_paused = self.gates[self.queues.len()].is_paused();
+            let paused = self.queues.iter().zip(self.gates.iter()).filter(|(_, gate)| gate.is_paused());
+            wanted.paused.extend(paused.map(|(queue, _)| *queue));
         }
         wanted
     }
@@ -136,7 +143,8 @@ impl Board<'_> {
     fn rank_of(&self, lane: usize) -> Rank {
         let lane = &self.lanes[lane];
         Rank {
-            unwanted: !self.workers.iter().any(|slot| slot.is_there() && slot.takes(lane.queue)),
+            unwanted: self.is_paused(lane.queue)
+                || !self.workers.iter().any(|slot| slot.is_there() && slot.takes(lane.queue)),
             priority: lane.priority,
             due: self.entries[lane.first as usize].due,
         }

@@ -208,7 +208,7 @@ fn a_step_that_a_worker_does_not_know_waits_for_one_that_does() {
     assert!(!board.workers[old].knows(new));
     assert!(board.misfit(&claim.id, claim.token, new, Label::new("Task/New")));
     assert!(claim_all(&mut board, old, 1, 11).is_empty());
-    assert!(!board.has_work_for(old));
+    assert!(!board.has_work_for(old, 0));
 
     let both = [(Kind::new("Task", "Old"), 0), (new, 7)];
     let newer = board.register(&Registration { kinds: Some(&both), ..registration(2) }, 0).expect("free");
@@ -241,14 +241,14 @@ fn only_as_many_idle_workers_are_woken_as_there_are_tasks_and_each_once() {
         board.push_ready(id(n), 1, Q, 0, Place::UNKNOWN);
     }
     let mut woken = Vec::new();
-    board.take_idle(&mut woken);
+    board.take_idle(0, &mut woken);
     assert_eq!(woken, [[1; 16], [2; 16]]);
     board.push_ready(id(4), 1, Q, 0, Place::UNKNOWN);
     woken.clear();
-    board.take_idle(&mut woken);
+    board.take_idle(0, &mut woken);
     assert_eq!(woken, [[3; 16]]);
     woken.clear();
-    board.take_idle(&mut woken);
+    board.take_idle(0, &mut woken);
     assert!(woken.is_empty());
 }
 

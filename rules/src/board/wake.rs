@@ -2,6 +2,7 @@
 
 use super::Board;
 use super::layout::WorkerState;
+use crate::Micros;
 use crate::WorkerId;
 use crate::names::Kind;
 
@@ -9,13 +10,16 @@ impl Board<'_> {
     /// Chooses idle workers for the ready tasks and counts them as woken: each is named once until it asks for tasks again.
     ///
     /// Workers take turns, so that a slow machine is not always the first to be asked.
-    pub fn take_idle(&mut self, out: &mut Vec<WorkerId>) {
+    pub fn take_idle(&mut self, now: Micros, out: &mut Vec<WorkerId>) {
         let places = self.workers.len();
         if places == 0 || self.head.ready == 0 {
             return;
         }
         for lane in 0..usize::from(self.head.lanes) {
             let mut need = self.lanes[lane].len;
+            if self.head.gates > 0 && need > 0 {
+                need = need.min(self.allowance(self.lanes[lane].queue, now));
+            }
             let start = self.head.next_to_wake as usize;
             for offset in 0..places {
                 if need == 0 {
@@ -58,12 +62,14 @@ impl Board<'_> {
     }
 
     /// Whether a ready task fits the worker: what a wake-up that was lost on its way looks like.
-    pub fn has_work_for(&self, worker: usize) -> bool {
+    pub fn has_work_for(&self, worker: usize, now: Micros) -> bool {
         let slot = &self.workers[worker];
         !slot.stop
-            && self
-                .lanes_in_use()
-                .any(|lane| slot.takes(lane.queue) && (lane.kind == Kind::ANY || slot.knows(lane.kind)))
+            && self.lanes_in_use().any(|lane| {
+                slot.takes(lane.queue)
+                    && (lane.kind == Kind::ANY || slot.knows(lane.kind))
+                    && (self.head.gates == 0 || self.allowance(lane.queue, now) > 0)
+            })
     }
 
     fn is_idle_for(&self, worker: usize, lane: usize) -> bool {

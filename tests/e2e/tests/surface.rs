@@ -159,7 +159,8 @@ async fn every_object_of_the_extension_has_a_comment() -> Result<()> {
             UNION SELECT 'pg_trigger'::regclass, t.oid, 0 FROM pg_trigger AS t JOIN member AS m ON m.objid = t.tgrelid
                 WHERE NOT t.tgisinternal
         )
-        SELECT string_agg(pg_describe_object(p.classid, p.objid, p.objsubid), ', ') FROM part AS p
+        SELECT string_agg(pg_describe_object(p.classid, p.objid, p.objsubid), ', '
+            ORDER BY pg_describe_object(p.classid, p.objid, p.objsubid)) FROM part AS p
         LEFT JOIN pg_description AS x ON (x.classoid, x.objoid, x.objsubid) = (p.classid, p.objid, p.objsubid)
         WHERE x.description IS NULL
             -- Row types come with their tables and views.

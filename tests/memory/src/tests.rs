@@ -62,6 +62,7 @@ fn parts(layout: &Layout, area: &Area) -> Vec<Range<usize>> {
         range(area, board.lanes),
         range(area, board.workers),
         range(area, board.queues),
+        range(area, board.gates),
         range(area, std::slice::from_ref(&*inbox.head)),
         range(area, inbox.ring),
     ]

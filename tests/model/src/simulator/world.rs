@@ -295,7 +295,7 @@ impl World {
         }
         self.give_up_lost();
         let mut woken = Vec::new();
-        self.memory.board().take_idle(&mut woken);
+        self.memory.board().take_idle(self.now, &mut woken);
         if self.broken == Some(Break::SkipWakes) {
             woken.truncate(woken.len() / 2);
         }

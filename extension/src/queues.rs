@@ -1,0 +1,309 @@
+//! Settings of queues: the functions that change them, and the triggers that bring a change to the board with its commit.
+
+use std::ffi::CStr;
+
+use pg_task_rules::Micros;
+use pg_task_rules::board::ALL_QUEUES;
+use pg_task_rules::board::QueueRule;
+use pg_task_rules::bucket::Rate;
+use pg_task_rules::names::QueueName;
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+
+use crate::background;
+use crate::call::Call;
+use crate::call::sql_function;
+use crate::commit;
+use crate::error::Error;
+use crate::produce;
+use crate::shmem;
+use crate::spi;
+use crate::spi::Statement;
+
+const MICROS_PER_DAY: Micros = 86_400_000_000;
+
+thread_local! {
+    static SET: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst) VALUES ($1, $2, $3, $4, $5) \
+          ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate, \
+            rate_interval = excluded.rate_interval, burst = excluded.burst, updated_at = pg_catalog.now()",
+        &[pg_sys::TEXTOID, pg_sys::INT4OID, pg_sys::INT4OID, pg_sys::INTERVALOID, pg_sys::INT4OID],
+    ) };
+    static PAUSE: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.queue AS q (name, paused_at) VALUES ($1, pg_catalog.now()) \
+          ON CONFLICT (name) DO UPDATE SET paused_at = pg_catalog.now(), updated_at = pg_catalog.now() WHERE q.paused_at IS NULL",
+        &[pg_sys::TEXTOID],
+    ) };
+    static RESUME: Statement = const { Statement::new(
+        c"UPDATE pg_task.queue AS q SET paused_at = NULL, updated_at = pg_catalog.now() \
+          WHERE q.name OPERATOR(pg_catalog.=) $1 AND q.paused_at IS NOT NULL",
+        &[pg_sys::TEXTOID],
+    ) };
+    static DROP: Statement = const { Statement::new(
+        c"DELETE FROM pg_task.queue AS q WHERE q.name OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::TEXTOID],
+    ) };
+    // A row exists for a queue with settings only.
+    static PRUNE: Statement = const { Statement::new(
+        c"DELETE FROM pg_task.queue AS q WHERE q.name OPERATOR(pg_catalog.=) $1 \
+            AND q.paused_at IS NULL AND q.concurrency IS NULL AND q.rate IS NULL",
+        &[pg_sys::TEXTOID],
+    ) };
+}
+
+fn set_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let name = name(call)?;
+    let (concurrency, rate, per, burst) = (call.datum(1), call.datum(2), call.datum(3), call.datum(4));
+    in_range(concurrency, "concurrency", i64::from(i32::MAX))?;
+    in_range(rate, "rate", i64::from(Rate::MAX_COUNT))?;
+    in_range(burst, "burst", i64::from(Rate::MAX_COUNT))?;
+    let per = match (rate, per) {
+        (None, _) if burst.is_some() => return Err(Error::BurstWithoutRate),
+        (None, _) => None,
+        (Some(_), None) => return Err(Error::NullArgument { name: "per" }),
+        (Some(_), Some(per)) => {
+            let period = micros(per);
+            if !(1_000..=Rate::MAX_PERIOD).contains(&period) {
+                let (high, got) = (Rate::MAX_PERIOD / 1_000, period / 1_000);
+                return Err(Error::OutOfRange { name: "per (in milliseconds)", low: 1, high, got });
+            }
+            Some(per)
+        }
+    };
+    spi::connected(|spi| {
+        SET.with(|statement| statement.run(spi, &[name, concurrency, rate, per, burst], false));
+        PRUNE.with(|statement| statement.run(spi, &[name], false));
+    });
+    Ok(Some(Datum::null()))
+}
+sql_function!(
+    "set_queue_wrapper",
+    "pg_finfo_set_queue_wrapper",
+    set_queue,
+    "set_queue(name text, concurrency integer, rate integer, per interval, burst integer) RETURNS void"
+);
+
+fn pause_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let name = name(call)?;
+    let count = spi::connected(|spi| PAUSE.with(|statement| statement.run(spi, &[name], false)).len());
+    Ok(Some(Datum::from(count > 0)))
+}
+sql_function!(
+    "pause_queue_wrapper",
+    "pg_finfo_pause_queue_wrapper",
+    pause_queue,
+    "pause_queue(name text) RETURNS boolean"
+);
+
+fn resume_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let name = name(call)?;
+    let count = spi::connected(|spi| {
+        let count = RESUME.with(|statement| statement.run(spi, &[name], false)).len();
+        PRUNE.with(|statement| statement.run(spi, &[name], false));
+        count
+    });
+    Ok(Some(Datum::from(count > 0)))
+}
+sql_function!(
+    "resume_queue_wrapper",
+    "pg_finfo_resume_queue_wrapper",
+    resume_queue,
+    "resume_queue(name text) RETURNS boolean"
+);
+
+fn drop_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let name = name(call)?;
+    let count = spi::connected(|spi| DROP.with(|statement| statement.run(spi, &[name], false)).len());
+    Ok(Some(Datum::from(count > 0)))
+}
+sql_function!(
+    "drop_queue_wrapper",
+    "pg_finfo_drop_queue_wrapper",
+    drop_queue,
+    "drop_queue(name text) RETURNS boolean"
+);
+
+/// The first argument, which names a queue.
+fn name(call: &Call) -> Result<Option<Datum>, Error> {
+    call.required(0, "name")?;
+    let name = call.text(0).unwrap_or_default();
+    produce::queue_name(&name)?;
+    Ok(spi::text(&name))
+}
+
+fn in_range(value: Option<Datum>, name: &'static str, high: i64) -> Result<(), Error> {
+    match value.map(|value| i64::from(value.value() as i32)) {
+        Some(got) if !(1..=high).contains(&got) => Err(Error::OutOfRange { name, low: 1, high, got }),
+        _ => Ok(()),
+    }
+}
+
+/// An `interval` in microseconds; a month has 30 days.
+fn micros(interval: Datum) -> Micros {
+    // SAFETY: callers pass an interval, which is passed by pointer.
+    let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
+    i64::from(interval.month)
+        .saturating_mul(30 * MICROS_PER_DAY)
+        .saturating_add(i64::from(interval.day).saturating_mul(MICROS_PER_DAY))
+        .saturating_add(interval.time)
+}
+
+/// What the columns of a row say. The table's constraints allow nothing else; what stands there all the same is brought within its bounds.
+pub fn rule(
+    paused: bool,
+    concurrency: Option<i32>,
+    rate: Option<i32>,
+    per: Option<Datum>,
+    burst: Option<i32>,
+) -> QueueRule {
+    let count = |number: i32| number.max(1) as u32;
+    let rate = rate.zip(per).map(|(rate, per)| {
+        Rate { period: micros(per), count: count(rate), burst: count(burst.unwrap_or(rate)) }.clamped()
+    });
+    QueueRule { paused, concurrency: concurrency.map(count), rate }
+}
+
+/// Whether the extension has the table of settings: an older version than the library's has none.
+pub fn table_exists() -> bool {
+    // SAFETY: catalog look-ups inside a transaction.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
+        schema != pg_sys::InvalidOid
+            && pg_sys::get_relname_relid(c"queue".as_ptr(), schema) != pg_sys::InvalidOid
+    }
+}
+
+/// Before each statement that changes settings: one transaction at a time, until its end, so that the changes reach memory in the order of
+/// their commits. After each row that a transaction has changed, when it commits: memory is to learn of it.
+fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
+    // SAFETY: the server passes an open relation; the names are C strings, the namespace's may be null.
+    let (relation, is_own) = unsafe {
+        let relation = trigger.tg_relation;
+        let namespace = pg_sys::SPI_getnspname(relation);
+        let is_own = CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) == c"queue"
+            && !namespace.is_null()
+            && CStr::from_ptr(namespace) == c"pg_task";
+        (relation, is_own)
+    };
+    if !is_own {
+        return Err(Error::TriggerOnly);
+    }
+    if trigger.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+        // SAFETY: inside a transaction, which holds the lock to its end.
+        unsafe {
+            let lock = pg_sys::ExclusiveLock as i32;
+            pg_sys::LockDatabaseObject(pg_sys::RelationRelationId, (*relation).rd_id, 0, lock);
+        }
+        if trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_TRUNCATE {
+            commit::note_rules_stale();
+        }
+        return Ok(Some(Datum::null()));
+    }
+    let column = |tuple: pg_sys::HeapTuple, number: i32| {
+        let mut is_null = false;
+        // SAFETY: the tuple belongs to the trigger's relation, whose columns are those of sql/25_queue.sql.
+        let datum = unsafe { pg_sys::SPI_getbinval(tuple, (*relation).rd_att, number, &mut is_null) };
+        (!is_null).then_some(datum)
+    };
+    let int = |tuple, number| column(tuple, number).map(|value| value.value() as i32);
+    let name = |tuple| {
+        // SAFETY: the column is a text.
+        column(tuple, 1).and_then(|name| QueueName::new(&unsafe { spi::text_from(name) }))
+    };
+    let (old, new) = match trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+        pg_sys::TRIGGER_EVENT_INSERT => (None, Some(trigger.tg_trigtuple)),
+        pg_sys::TRIGGER_EVENT_DELETE => (Some(trigger.tg_trigtuple), None),
+        _ => (Some(trigger.tg_trigtuple), Some(trigger.tg_newtuple)),
+    };
+    let (old_name, new_name) = (old.and_then(name), new.and_then(name));
+    if let Some(name) = old_name.filter(|name| new_name != Some(*name)) {
+        commit::note_rule(name, None);
+    }
+    if let (Some(row), Some(name)) = (new, new_name) {
+        let paused = column(row, 2).is_some();
+        let rule = rule(paused, int(row, 3), int(row, 4), column(row, 5), int(row, 6));
+        if let Some(slot) = shmem::my_slot()
+            && !slot.with_board(|board| board.has_place_for_rule(&name, commit::rules_noted()))
+        {
+            return Err(Error::QueueRulesFull);
+        }
+        commit::note_rule(name, Some(rule));
+    }
+    Ok(Some(Datum::null()))
+}
+sql_function!("on_queue_wrapper", "pg_finfo_on_queue_wrapper", on_queue, "on_queue() RETURNS trigger");
+
+/// Every queue of which memory knows something.
+struct QueueState {
+    name: QueueName,
+    ready: u32,
+    running: u32,
+    paused: bool,
+    opens_at: Option<Micros>,
+}
+
+fn queue_states(call: &mut Call) -> Result<Option<Datum>, Error> {
+    let slot = if shmem::ready() { shmem::my_slot() } else { return Err(Error::NotPreloaded) };
+    let mut rows = call.rows();
+    let Some(slot) = slot else { return Ok(None) };
+    let now = background::now();
+    let states: Vec<QueueState> = slot.with_board(|board| {
+        let mut counts = vec![(0_u32, 0_u32, false); board.queues.len()];
+        for lane in board.lanes_in_use() {
+            let count = &mut counts[usize::from(lane.queue.0)];
+            count.0 += lane.len;
+            count.2 = true;
+        }
+        for (_, entry) in board.claims() {
+            counts[usize::from(entry.queue.0)].1 += 1;
+        }
+        let is_known = |(index, count): &(usize, &(u32, u32, bool))| {
+            count.0 > 0 || count.1 > 0 || board.gates[*index].is_set()
+        };
+        let state = |(index, (ready, running, _)): (usize, &(u32, u32, bool))| {
+            let queue = pg_task_rules::board::QueueId(index as u16);
+            QueueState {
+                name: board.queue_name(queue),
+                ready: *ready,
+                running: *running,
+                paused: board.is_paused(queue),
+                opens_at: board.opening_of(queue, now).filter(|&at| at > now && *ready > 0),
+            }
+        };
+        let mut states: Vec<QueueState> = counts.iter().enumerate().filter(is_known).map(state).collect();
+        if board.gates[board.queues.len()].is_set() {
+            states.push(QueueState {
+                name: QueueName::new(ALL_QUEUES).unwrap_or(QueueName::EMPTY),
+                ready: board.head.ready,
+                running: board.head.claimed,
+                paused: board.gates[board.queues.len()].is_paused(),
+                opens_at: None,
+            });
+        }
+        states
+    });
+    for state in &states {
+        rows.push([
+            spi::text(state.name.as_str()),
+            spi::int(state.ready),
+            spi::int(state.running),
+            Some(Datum::from(state.paused)),
+            state.opens_at.map(Datum::from),
+        ]);
+    }
+    Ok(None)
+}
+sql_function!(
+    "queue_states_wrapper",
+    "pg_finfo_queue_states_wrapper",
+    queue_states,
+    "queue_states() RETURNS TABLE (queue text, ready integer, running integer, paused boolean, opens_at timestamptz)"
+);

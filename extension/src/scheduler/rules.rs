@@ -1,0 +1,175 @@
+//! The settings of queues, as the scheduler holds them: read at its start before anything is handed out, and after each change.
+//!
+//! A change reaches the board with the commit that makes it; reading afterwards brings what no commit callback could: a name for which there was
+//! no place, a transaction that was prepared, a table that was emptied. When the table cannot be read the last settings go on.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::SeqCst;
+
+use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
+use pg_task_rules::board::ALL_QUEUES;
+use pg_task_rules::board::QueueRule;
+use pg_task_rules::names::QueueName;
+use pgrx::pg_sys;
+
+use crate::background;
+use crate::queues;
+use crate::shmem;
+use crate::shmem::Slot;
+use crate::spi;
+use crate::spi::Connected;
+use crate::spi::Statement;
+
+/// After this time settings are read again that could not be read, or for which there was no place.
+const AGAIN: Micros = 1_000_000;
+
+/// Tasks of one queue that count as running, after a start, because their rows say so.
+const MAX_HELD: i32 = 100_000;
+
+thread_local! {
+    static RULES: Statement = const { Statement::new(
+        c"SELECT q.name, q.paused_at IS NOT NULL, q.concurrency, q.rate, q.rate_interval, q.burst FROM pg_task.queue AS q",
+        &[],
+    ) };
+    static HELD: Statement = const { Statement::new(
+        c"SELECT t.id FROM pg_task.task AS t WHERE t.error IS NULL AND t.locked_by IS NOT NULL \
+            AND t.queue OPERATOR(pg_catalog.=) $1 AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $2",
+        &[pg_sys::TEXTOID, pg_sys::INT4OID],
+    ) };
+    static HELD_BY_ANY: Statement = const { Statement::new(
+        c"SELECT t.id FROM pg_task.task AS t WHERE t.error IS NULL AND t.locked_by IS NOT NULL \
+            AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $1",
+        &[pg_sys::INT4OID],
+    ) };
+}
+
+/// What is set, and what of it is not on the board.
+#[derive(Default)]
+pub struct Rules {
+    unplaced: BTreeSet<QueueName>,
+    again_at: Option<Micros>,
+    last_error: String,
+}
+
+/// What the table says.
+struct Found {
+    rules: BTreeMap<QueueName, QueueRule>,
+    /// Tasks of limited queues that run as their rows say.
+    held: Vec<(QueueName, Vec<TaskId>)>,
+}
+
+impl Rules {
+    /// Reads the settings and puts them on the board.
+    pub fn load(&mut self, slot: Slot) -> Result<(), String> {
+        let version = || slot.control().rules_version.load(SeqCst);
+        loop {
+            slot.control().rules_stale.store(false, SeqCst);
+            let before = version();
+            let found = background::transaction(read)?;
+            let now = background::now();
+            let unplaced = slot.with_board(|board| {
+                // A commit since has put more recent settings on the board than those that were read.
+                if version() != before {
+                    return None;
+                }
+                board.set_settling(shmem::settled_at(), shmem::trust_locks_until());
+                let gone: Vec<QueueName> =
+                    board.ruled().filter(|name| !found.rules.contains_key(name)).collect();
+                for name in gone {
+                    board.set_rule(&name, None, now);
+                }
+                let rules = found.rules.iter();
+                let unplaced: BTreeSet<QueueName> = rules
+                    .filter(|(name, rule)| !board.set_rule(name, Some(rule), now))
+                    .map(|(name, _)| *name)
+                    .collect();
+                for (name, ids) in &found.held {
+                    board.set_held(name, ids);
+                }
+                Some(unplaced)
+            });
+            if let Some(unplaced) = unplaced {
+                self.again_at = (!unplaced.is_empty()).then_some(now + AGAIN);
+                if !unplaced.is_empty() && self.unplaced.is_empty() {
+                    let count = unplaced.len();
+                    pgrx::warning!(
+                        "pg_task scheduler: {count} queues have settings for which memory has no place; their tasks wait"
+                    );
+                }
+                self.unplaced = unplaced;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads the settings again if something has changed. An error is told once; the last settings stay.
+    pub fn refresh(&mut self, slot: Slot) {
+        let now = background::now();
+        let stale = slot.control().rules_stale.load(SeqCst);
+        if !stale && self.again_at.is_none_or(|at| at > now) {
+            return;
+        }
+        match self.load(slot) {
+            Ok(()) => self.last_error.clear(),
+            Err(error) => {
+                self.again_at = Some(now + AGAIN);
+                if error != self.last_error {
+                    pgrx::warning!(
+                        "pg_task scheduler: the settings of queues could not be read, the last ones go on: {error}"
+                    );
+                    slot.control().set_error(&error, now);
+                    self.last_error = error;
+                }
+            }
+        }
+    }
+
+    /// When the settings are read again, although nothing has changed.
+    pub fn again_at(&self) -> Option<Micros> {
+        self.again_at
+    }
+
+    /// Whether the queue has settings for which the board has no place: nothing of it is made ready.
+    pub fn is_unplaced(&self, queue: &QueueName) -> bool {
+        !self.unplaced.is_empty() && self.unplaced.contains(queue)
+    }
+}
+
+fn read() -> Found {
+    let mut found = Found { rules: BTreeMap::new(), held: Vec::new() };
+    // An extension of an older version than the library has no such table.
+    if !queues::table_exists() {
+        return found;
+    }
+    spi::connected(|spi| {
+        let rows = RULES.with(|statement| statement.run(spi, &[], true));
+        for row in 0..rows.len() {
+            let Some(name) = rows.text(row, 1).as_deref().and_then(QueueName::new) else { continue };
+            let rule = queues::rule(
+                rows.bool(row, 2),
+                rows.int4(row, 3),
+                rows.int4(row, 4),
+                rows.datum(row, 5),
+                rows.int4(row, 6),
+            );
+            found.rules.insert(name, rule);
+        }
+        if background::now() < shmem::trust_locks_until() {
+            let limited = found.rules.iter().filter(|(_, rule)| rule.concurrency.is_some());
+            found.held = limited.map(|(name, _)| (*name, held(spi, name))).collect();
+        }
+    });
+    found
+}
+
+fn held(spi: &Connected, queue: &QueueName) -> Vec<TaskId> {
+    let limit = spi::int(MAX_HELD);
+    let rows = if queue.as_str() == ALL_QUEUES {
+        HELD_BY_ANY.with(|statement| statement.run(spi, &[limit], true))
+    } else {
+        HELD.with(|statement| statement.run(spi, &[spi::text(queue.as_str()), limit], true))
+    };
+    (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
+}

@@ -1,0 +1,82 @@
+-- A queue is made by its use. It has a row here when something is set for it. Beside the table, shared memory has what holds at this moment:
+-- a change reaches it with its commit.
+CREATE TABLE pg_task.queue (
+    name          text        COLLATE "C" NOT NULL,
+    paused_at     timestamptz,
+    concurrency   integer,
+    rate          integer,
+    rate_interval interval,
+    burst         integer,
+    updated_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CONSTRAINT queue_pkey PRIMARY KEY (name),
+    CONSTRAINT queue_name_is_a_name CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 63),
+    CONSTRAINT queue_concurrency_is_positive CHECK (concurrency OPERATOR(pg_catalog.>=) 1),
+    CONSTRAINT queue_rate_is_in_range CHECK (rate OPERATOR(pg_catalog.>=) 1 AND rate OPERATOR(pg_catalog.<=) 1000000),
+    CONSTRAINT queue_rate_interval_is_in_range CHECK (
+        rate_interval OPERATOR(pg_catalog.>=) '1 ms'::interval AND rate_interval OPERATOR(pg_catalog.<=) '30 days'::interval
+    ),
+    CONSTRAINT queue_burst_is_in_range CHECK (burst OPERATOR(pg_catalog.>=) 1 AND burst OPERATOR(pg_catalog.<=) 1000000),
+    CONSTRAINT queue_rate_is_whole CHECK (
+        (rate IS NULL) OPERATOR(pg_catalog.=) (rate_interval IS NULL) AND (burst IS NULL OR rate IS NOT NULL)
+    )
+);
+COMMENT ON TABLE pg_task.queue IS
+    'Settings of queues, one row for each that has some; the name * stands for all queues together. pg_task.set_queue, pause_queue, resume_queue and drop_queue change it';
+COMMENT ON COLUMN pg_task.queue.name IS 'The queue, or * for all queues together';
+COMMENT ON COLUMN pg_task.queue.paused_at IS 'Since when it is paused: nothing is handed out, what runs goes on';
+COMMENT ON COLUMN pg_task.queue.concurrency IS 'So many tasks run at once, at most, with however many workers';
+COMMENT ON COLUMN pg_task.queue.rate IS 'So many tasks are handed out in rate_interval, at most; a further attempt or step counts as one more';
+COMMENT ON COLUMN pg_task.queue.rate_interval IS 'The time that the rate is meant for; a month has 30 days';
+COMMENT ON COLUMN pg_task.queue.burst IS 'So many hand-outs of the rate gather while there is nothing to do; by default as many as the rate';
+COMMENT ON COLUMN pg_task.queue.updated_at IS 'Start of the transaction that last changed the settings';
+COMMENT ON CONSTRAINT queue_pkey ON pg_task.queue IS 'A queue has its settings once';
+COMMENT ON INDEX pg_task.queue_pkey IS 'A queue has its settings once';
+COMMENT ON CONSTRAINT queue_name_is_a_name ON pg_task.queue IS 'Shared memory has 63 bytes for the name of a queue';
+COMMENT ON CONSTRAINT queue_concurrency_is_positive ON pg_task.queue IS 'To hand out nothing, pause the queue';
+COMMENT ON CONSTRAINT queue_rate_is_in_range ON pg_task.queue IS '1 to 1,000,000';
+COMMENT ON CONSTRAINT queue_rate_interval_is_in_range ON pg_task.queue IS '1 millisecond to 30 days';
+COMMENT ON CONSTRAINT queue_burst_is_in_range ON pg_task.queue IS '1 to 1,000,000';
+COMMENT ON CONSTRAINT queue_rate_is_whole ON pg_task.queue IS 'A rate has an interval, and a burst belongs to a rate';
+SELECT pg_catalog.pg_extension_config_dump('pg_task.queue', '');
+
+CREATE FUNCTION pg_task.on_queue() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_queue_wrapper';
+COMMENT ON FUNCTION pg_task.on_queue() IS 'Brings changed settings to shared memory with the commit, in the order of the commits';
+
+CREATE TRIGGER queue_one_at_a_time BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON pg_task.queue
+    FOR EACH STATEMENT EXECUTE FUNCTION pg_task.on_queue();
+-- Deferred: what a savepoint takes back is never told.
+CREATE CONSTRAINT TRIGGER queue_changed AFTER INSERT OR UPDATE OR DELETE ON pg_task.queue
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_task.on_queue();
+COMMENT ON TRIGGER queue_one_at_a_time ON pg_task.queue IS 'Transactions that change settings follow each other';
+COMMENT ON TRIGGER queue_changed ON pg_task.queue IS 'At commit the settings hold for every hand-out from then on';
+ALTER TABLE pg_task.queue ENABLE ALWAYS TRIGGER queue_one_at_a_time;
+ALTER TABLE pg_task.queue ENABLE ALWAYS TRIGGER queue_changed;
+COMMENT ON CONSTRAINT queue_changed ON pg_task.queue IS 'At commit the settings hold for every hand-out from then on';
+
+CREATE FUNCTION pg_task.set_queue(
+    name text, concurrency integer DEFAULT NULL, rate integer DEFAULT NULL, per interval DEFAULT '1 s', burst integer DEFAULT NULL
+) RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_queue_wrapper';
+COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer) IS
+    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, and how many are handed out in a time. What is not named has no limit. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'')';
+
+CREATE FUNCTION pg_task.pause_queue(name text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_queue_wrapper';
+COMMENT ON FUNCTION pg_task.pause_queue(text) IS
+    'From the commit on nothing of the queue (* for all) is handed out; what runs goes on. False when it was paused already';
+
+CREATE FUNCTION pg_task.resume_queue(name text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resume_queue_wrapper';
+COMMENT ON FUNCTION pg_task.resume_queue(text) IS 'Ends a pause; false when the queue was not paused';
+
+CREATE FUNCTION pg_task.drop_queue(name text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'drop_queue_wrapper';
+COMMENT ON FUNCTION pg_task.drop_queue(text) IS
+    'Forgets the settings of a queue, a pause included; its tasks stay. False when there were none';
+
+CREATE FUNCTION pg_task.queue_states()
+    RETURNS TABLE (queue text, ready integer, running integer, paused boolean, opens_at timestamptz)
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'queue_states_wrapper';
+COMMENT ON FUNCTION pg_task.queue_states() IS
+    'What memory knows of each queue: ready and running tasks, whether it is paused, and when a rate or a start lets its next task go';

@@ -1,0 +1,107 @@
+//! Settings of queues: what runs at once, how much in a time, and pauses.
+
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+
+use crate::Error;
+use crate::Result;
+use crate::enqueue::interval;
+
+/// All queues together, for the functions that take a queue's name.
+pub const ALL_QUEUES: &str = "*";
+
+/// The limits of a queue. What is not set has none.
+///
+/// ```rust,no_run
+/// # use pg_task_client as pg_task;
+/// # use std::time::Duration;
+/// # async fn demo(db: sqlx::PgPool) -> pg_task::Result<()> {
+/// let limits = pg_task::QueueLimits::new().concurrency(5).rate(100, Duration::from_secs(60)).burst(10);
+/// pg_task::set_queue(&db, "mail", limits).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct QueueLimits {
+    concurrency: Option<u32>,
+    rate: Option<(u32, Duration)>,
+    burst: Option<u32>,
+}
+
+impl QueueLimits {
+    /// No limits.
+    pub const fn new() -> Self {
+        Self { concurrency: None, rate: None, burst: None }
+    }
+
+    /// So many tasks run at once, at most, with however many workers.
+    pub const fn concurrency(mut self, concurrency: u32) -> Self {
+        self.concurrency = Some(concurrency);
+        self
+    }
+
+    /// So many tasks are handed out in a time of 1 millisecond to 30 days, at most.
+    pub const fn rate(mut self, rate: u32, per: Duration) -> Self {
+        self.rate = Some((rate, per));
+        self
+    }
+
+    /// So many hand-outs of the rate gather while there is nothing to do; by default as many as the rate.
+    pub const fn burst(mut self, burst: u32) -> Self {
+        self.burst = Some(burst);
+        self
+    }
+}
+
+/// Sets the limits of a queue, in place of those that it had. They hold from the commit on; a pause stays.
+///
+/// # Errors
+/// [`Error::Db`] when the server refuses them: a number out of its range, a burst without a rate, a missing privilege.
+pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLimits) -> Result<()> {
+    let int = |value: u32| i64::from(value);
+    let per = limits.rate.map(|(_, per)| interval(per));
+    sqlx::query(
+        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer)",
+    )
+    .bind(name)
+    .bind(limits.concurrency.map(int))
+    .bind(limits.rate.map(|(rate, _)| int(rate)))
+    .bind(per)
+    .bind(limits.burst.map(int))
+    .execute(db)
+    .await
+    .map_err(|error| failed(error, "set the limits of", name))?;
+    Ok(())
+}
+
+/// From the commit on nothing of the queue is handed out; what runs goes on. False when it was paused already.
+///
+/// # Errors
+/// [`Error::Db`], as for [`set_queue`].
+pub async fn pause_queue<'e>(db: impl PgExecutor<'e>, name: &str) -> Result<bool> {
+    let answer = sqlx::query_scalar("SELECT pg_task.pause_queue($1)").bind(name).fetch_one(db).await;
+    answer.map_err(|error| failed(error, "pause", name))
+}
+
+/// Ends a pause. False when the queue was not paused.
+///
+/// # Errors
+/// [`Error::Db`], as for [`set_queue`].
+pub async fn resume_queue<'e>(db: impl PgExecutor<'e>, name: &str) -> Result<bool> {
+    let answer = sqlx::query_scalar("SELECT pg_task.resume_queue($1)").bind(name).fetch_one(db).await;
+    answer.map_err(|error| failed(error, "resume", name))
+}
+
+/// Forgets what is set for a queue, a pause included; its tasks stay. False when nothing was set.
+///
+/// # Errors
+/// [`Error::Db`], as for [`set_queue`].
+pub async fn drop_queue<'e>(db: impl PgExecutor<'e>, name: &str) -> Result<bool> {
+    let answer = sqlx::query_scalar("SELECT pg_task.drop_queue($1)").bind(name).fetch_one(db).await;
+    answer.map_err(|error| failed(error, "forget the settings of", name))
+}
+
+fn failed(error: sqlx::Error, what: &str, name: &str) -> Error {
+    Error::Db(error, format!("{what} the queue {name}"))
+}
