@@ -20,6 +20,7 @@ pub static SETTLE_TIME: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 pub static WRITE_BEHIND_AFTER: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 pub static WAKE_GAP: GucSetting<i32> = GucSetting::<i32>::new(1);
 pub static MAX_SLEEP: GucSetting<i32> = GucSetting::<i32>::new(60);
+pub static PRIORITY_AGEING: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static LOST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(3);
 pub static MAX_STEP_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
@@ -148,6 +149,14 @@ pub fn define() {
         &WAKE_GAP,
         0,
         1_000,
+    );
+    sighup_ms(
+        c"pg_task.priority_ageing",
+        c"A task that waits for so long gains one step of priority, in milliseconds; 0 for none.",
+        c"With 0 a task of a better priority always runs first, and one of the worst may never run. Takes effect on reload.",
+        &PRIORITY_AGEING,
+        0,
+        86_400_000,
     );
     GucRegistry::define_int_guc(
         c"pg_task.max_sleep",

@@ -46,6 +46,7 @@ fn with_worker(memory: &mut OwnedBoard) -> (Board<'_>, usize) {
         id: [1; 16],
         name: Label::EMPTY,
         queues: &[],
+        weights: &[],
         kinds: None,
         lease: 60_000_000,
         role: 10,

@@ -12,6 +12,7 @@ mod layout;
 mod owned;
 mod room;
 mod wake;
+mod weight;
 mod workers;
 
 pub use claim::Advance;
@@ -25,6 +26,7 @@ pub use owned::OwnedBoard;
 pub use room::Displaced;
 pub use room::Rank;
 pub use room::Wanted;
+pub use weight::MAX_WEIGHT;
 pub use workers::{Registration, WorkersFull};
 
 use crate::Micros;
@@ -83,8 +85,8 @@ impl Board<'_> {
 
     /// Empties the board. Claims, workers and ready tasks are forgotten; the token counter and what is set for queues are not.
     pub fn reset(&mut self) {
-        let Head { next_token, settled_at, trusted_until, .. } = *self.head;
-        *self.head = Head { next_token, settled_at, trusted_until, ..Head::EMPTY };
+        let Head { next_token, ageing, settled_at, trusted_until, .. } = *self.head;
+        *self.head = Head { next_token, ageing, settled_at, trusted_until, ..Head::EMPTY };
         self.reset_gates();
         self.buckets.fill(NIL);
         self.lanes.fill(Lane::EMPTY);
@@ -385,5 +387,7 @@ impl Board<'_> {
 mod bounds;
 #[cfg(test)]
 mod gate_tests;
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,7 @@ struct Settings {
     lease: Duration,
     heartbeat: Duration,
     queues: Option<Vec<String>>,
+    weights: Option<Vec<i32>>,
     name: Option<String>,
     /// Behind a pooler: how often to look for work.
     polling: Option<Duration>,
@@ -67,6 +68,7 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
             lease: DEFAULT_LEASE_TIMEOUT,
             heartbeat: DEFAULT_HEARTBEAT_INTERVAL,
             queues: None,
+            weights: None,
             name: None,
             polling: None,
             cancellation: CancellationToken::new(),
@@ -101,6 +103,25 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
     #[must_use]
     pub fn with_queues<S: Into<String>>(mut self, queues: impl IntoIterator<Item = S>) -> Self {
         self.settings.queues = Some(queues.into_iter().map(Into::into).collect());
+        self.settings.weights = None;
+        self
+    }
+
+    /// The queues to take tasks from, each with its weight of 1 to 1000: as long as they all have tasks, the worker takes of each in this
+    /// proportion; what one does not need goes to the others. Priorities order the tasks of a queue then, not those of two.
+    ///
+    /// ```rust,no_run
+    /// # use pg_task_client as pg_task;
+    /// # fn demo<T: pg_task::Step<T, pg_task::Context> + 'static>(worker: pg_task::Worker<T>) -> pg_task::Worker<T> {
+    /// worker.with_queue_weights([("mail", 3), ("default", 1)])
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_queue_weights<S: Into<String>>(mut self, queues: impl IntoIterator<Item = (S, u16)>) -> Self {
+        let (queues, weights) =
+            queues.into_iter().map(|(queue, weight)| (queue.into(), i32::from(weight))).unzip();
+        self.settings.queues = Some(queues);
+        self.settings.weights = Some(weights);
         self
     }
 

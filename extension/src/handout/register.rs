@@ -11,6 +11,7 @@ use pg_task_rules::board::Claim;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::MAX_KINDS;
 use pg_task_rules::board::MAX_QUEUES_PER_WORKER;
+use pg_task_rules::board::MAX_WEIGHT;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Registration;
 use pg_task_rules::names::Kind;
@@ -66,6 +67,7 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
         return Err(Error::Protocol { got: protocol });
     }
     let queues = queues(call)?;
+    let weights = weights(call, queues.len())?;
     let kinds = kinds(call)?;
     let lease = lease(call)?;
     let name = call.text(5).unwrap_or_default();
@@ -88,6 +90,7 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
             id,
             name: Label::new(&name),
             queues: &numbers,
+            weights: &weights,
             kinds: kinds.as_deref(),
             lease,
             role,
@@ -113,7 +116,7 @@ sql_function!(
     register,
     "register(
         worker uuid, queues text[], steps text[], retry_limits integer[], lease interval, name text, bind boolean,
-        held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer)
+        held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer, weights integer[])
      RETURNS record (channel text, refused uuid[], registration bigint)"
 );
 
@@ -274,6 +277,30 @@ fn queues(call: &Call) -> Result<Vec<QueueName>, Error> {
         QueueName::new(&queue).ok_or(Error::QueueName { got: queue.len() })
     };
     queues.iter().enumerate().map(name).collect()
+}
+
+/// One weight for each of the queues; none when the worker named none.
+fn weights(call: &Call, queues: usize) -> Result<Vec<u16>, Error> {
+    let Some(weights) = call.array(11) else { return Ok(Vec::new()) };
+    if weights.len() != queues {
+        return Err(Error::LengthMismatch {
+            name: "weights",
+            got: weights.len(),
+            other: "queues",
+            want: queues,
+        });
+    }
+    let weight =
+        |(index, weight): (usize, &Option<Datum>)| {
+            let missing = Error::NullElement { name: "weights", position: index + 1 };
+            let got = i64::from(weight.ok_or(missing)?.value() as i32);
+            let high = i64::from(MAX_WEIGHT);
+            u16::try_from(got)
+                .ok()
+                .filter(|weight| (1..=MAX_WEIGHT).contains(weight))
+                .ok_or(Error::OutOfRange { name: "weights", low: 1, high, got })
+        };
+    weights.iter().enumerate().map(weight).collect()
 }
 
 fn kinds(call: &Call) -> Result<Option<Vec<(Kind, i32)>>, Error> {

@@ -206,6 +206,7 @@ impl Ticker {
         let mut displaced: Vec<Displaced> = Vec::new();
         let (book, rules) = (&mut self.book, &self.rules);
         self.backlog = self.slot.with_board(|board| {
+            board.head.ageing = guc::micros(&guc::PRIORITY_AGEING);
             // There may be very many lanes: what each is compared with is found once.
             let (wanted, mut lengths) = (board.wanted(), board.lane_lengths());
             // Nothing gives way to this rank and those after it.

@@ -111,10 +111,12 @@ fn apply(board: &mut Board<'_>, call: &Call) {
                 (0..small % 3).map(|n| queue(name.wrapping_add(n as u8) % 5)).collect();
             if board.intern_all(&names, &mut queues) {
                 let kinds: Vec<(Kind, i32)> = (0..small as u8).map(|n| (kind(n), one as i32)).collect();
+                let weights = [small as u16, 0, u16::MAX, 7, 1];
                 let registration = Registration {
                     id: [worker; 16],
                     name: Label::EMPTY,
                     queues: &queues,
+                    weights: if flag { &[] } else { &weights },
                     kinds: flag.then_some(&kinds),
                     lease: two,
                     role: 10,
@@ -195,6 +197,7 @@ fn apply(board: &mut Board<'_>, call: &Call) {
                 if flag && task[0] > 4 { QueueName::new(ALL_QUEUES).expect("a name") } else { queue(name) };
             board.set_rule(&of, (task[0] > 0).then_some(&rule), one);
             board.set_settling(one, two);
+            board.head.ageing = if flag { two } else { 0 };
             board.set_held(&of, &[task]);
             board.withdraw(&claim);
             let _ = (board.next_opening(two), board.may_hand_out(two), board.has_freed_place(one));

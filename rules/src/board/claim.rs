@@ -62,7 +62,10 @@ impl Board<'_> {
         if !self.workers[worker].is_there() {
             return;
         }
-        let got = if self.head.gates == 0 {
+        let plain = self.head.gates == 0 && self.head.ageing == 0;
+        let got = if self.workers[worker].weights.are_set() {
+            self.take_by_weight(worker, want, now, leaving, out)
+        } else if plain {
             self.take_ready::<false>(worker, want, now, leaving, out)
         } else {
             self.take_ready::<true>(worker, want, now, leaving, out)
@@ -72,8 +75,9 @@ impl Board<'_> {
         }
     }
 
-    /// Moves up to `want` ready tasks to the worker; with `GATED` as far as the gates of their queues allow it.
-    fn take_ready<const GATED: bool>(
+    /// Moves up to `want` ready tasks to the worker; with `RULED` as far as the gates of their queues allow it, and in
+    /// the order in which they have aged.
+    fn take_ready<const RULED: bool>(
         &mut self,
         worker: usize,
         want: u32,
@@ -99,7 +103,7 @@ impl Board<'_> {
             let (mut best, mut best_key, mut limit) =
                 (None, (i16::MAX, Micros::MAX), (i16::MAX, Micros::MAX));
             for &lane in &candidates[..count] {
-                let Some(key) = self.lane_key(usize::from(lane)) else { continue };
+                let Some(key) = self.lane_key::<RULED>(usize::from(lane)) else { continue };
                 if best.is_none() || key < best_key {
                     if best.is_some() {
                         limit = best_key;
@@ -111,7 +115,7 @@ impl Board<'_> {
             }
             let Some(lane) = best else { break };
             let mut allowed = u32::MAX;
-            if GATED {
+            if RULED {
                 allowed = self.allowance_beside(self.lanes[lane].queue, now, leaving);
                 if allowed == 0 {
                     let closed = candidates[..count].iter().position(|&other| usize::from(other) == lane);
@@ -120,8 +124,8 @@ impl Board<'_> {
                     continue;
                 }
             }
-            while got < want && self.lane_key(lane).is_some_and(|key| key <= limit) {
-                if GATED {
+            while got < want && self.lane_key::<RULED>(lane).is_some_and(|key| key <= limit) {
+                if RULED {
                     if allowed == 0 {
                         break;
                     }
@@ -130,7 +134,7 @@ impl Board<'_> {
                 let index = self.lanes[lane].first;
                 self.unlink_ready(index);
                 let claim = self.claim_entry(index, worker, now);
-                if GATED {
+                if RULED {
                     self.spend(index, now);
                 }
                 let Entry { queue, priority, place, .. } = self.entries[index as usize];
@@ -139,6 +143,18 @@ impl Board<'_> {
             }
         }
         got
+    }
+
+    /// Moves the first task of a lane to the worker.
+    pub(super) fn take_first(&mut self, lane: usize, worker: usize, now: Micros) -> Taken {
+        let index = self.lanes[lane].first;
+        self.unlink_ready(index);
+        let claim = self.claim_entry(index, worker, now);
+        if self.head.gates > 0 {
+            self.spend(index, now);
+        }
+        let Entry { queue, priority, place, .. } = self.entries[index as usize];
+        Taken { claim, queue, priority, place }
     }
 
     /// How many more tasks the worker would take, after those that it was given: ids without a row to run do not count.
@@ -209,8 +225,14 @@ impl Board<'_> {
         slot.is_there()
             && (!gated || self.may_stay(entry.queue))
             && self.lanes_in_use().filter(|lane| slot.takes(lane.queue) && waits(lane.queue)).all(|lane| {
-                lane.priority > entry.priority
-                    || (lane.priority == entry.priority && entry.streak < MAX_STREAK)
+                if self.head.ageing == 0 {
+                    lane.priority > entry.priority
+                        || (lane.priority == entry.priority && entry.streak < MAX_STREAK)
+                } else {
+                    let first = self.entries[lane.first as usize].due;
+                    self.aged(entry.priority, entry.due) <= self.aged(lane.priority, first)
+                        && entry.streak < MAX_STREAK
+                }
             })
     }
 
@@ -373,6 +395,7 @@ impl Board<'_> {
         token
     }
 
+    #[inline]
     pub(super) fn unlink_claimed(&mut self, index: u32) {
         self.unlink_from_worker(index);
         self.head.claimed -= 1;
@@ -390,9 +413,21 @@ impl Board<'_> {
         })
     }
 
-    fn lane_key(&self, lane: usize) -> Option<(i16, Micros)> {
+    pub(super) fn lane_key<const RULED: bool>(&self, lane: usize) -> Option<(i16, Micros)> {
         let lane = &self.lanes[lane];
-        (lane.len > 0).then(|| (lane.priority, self.entries[lane.first as usize].due))
+        (lane.len > 0).then(|| {
+            let due = self.entries[lane.first as usize].due;
+            if RULED { self.aged(lane.priority, due) } else { (lane.priority, due) }
+        })
+    }
+
+    /// The place in the order of a task that has waited since `due`.
+    fn aged(&self, priority: i16, due: Micros) -> (i16, Micros) {
+        match self.head.ageing {
+            0 => (priority, due),
+            // A task of a better priority is as good as one that was due so much earlier.
+            ageing => (0, due.saturating_add(i64::from(priority).saturating_mul(ageing))),
+        }
     }
 
     fn claim_entry(&mut self, index: u32, worker: usize, now: Micros) -> Claim {

@@ -115,11 +115,11 @@ impl Board<'_> {
         let Some(place) = place else { return rule.is_none() };
         let was = self.gates[place];
         let Some(rule) = rule else {
-            self.head.gates -= u16::from(was.set);
+            self.head.gates -= u32::from(was.set);
             self.gates[place] = Gate::OPEN;
             return true;
         };
-        self.head.gates += u16::from(!was.set);
+        self.head.gates += u32::from(!was.set);
         let running = if was.set { was.running } else { self.count_claims(place) };
         let bucket = match rule.rate {
             None => Bucket::NONE,
@@ -150,7 +150,7 @@ impl Board<'_> {
         let all = self.queues.len();
         known
             || name.as_str() == ALL_QUEUES
-            || usize::from(self.head.gates - u16::from(self.gates[all].set)) + beside < all / 2
+            || (self.head.gates - u32::from(self.gates[all].set)) as usize + beside < all / 2
     }
 
     /// The names with settings, that for all queues together included.
@@ -335,7 +335,7 @@ impl Board<'_> {
         for (queue, _) in self.queues.iter_mut().zip(self.gates.iter()).filter(|(_, gate)| !gate.set) {
             *queue = QueueName::EMPTY;
         }
-        self.head.gates = self.gates.iter().filter(|gate| gate.set).count() as u16;
+        self.head.gates = self.gates.iter().filter(|gate| gate.set).count() as u32;
         self.head.queues =
             self.gates[..known].iter().rposition(|gate| gate.set).map_or(0, |last| last as u16 + 1);
     }

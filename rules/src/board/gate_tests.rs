@@ -26,6 +26,7 @@ fn register(board: &mut Board<'_>, n: u8) -> usize {
         id: [n; 16],
         name: Label::EMPTY,
         queues: &[],
+        weights: &[],
         kinds: None,
         lease: i64::MAX / 2,
         role: 10,
@@ -278,7 +279,7 @@ proptest! {
             }
             let board = memory.board();
             let set = rules.iter().filter(|rule| rule.is_some()).count();
-            prop_assert_eq!(usize::from(board.head.gates), set);
+            prop_assert_eq!(board.head.gates as usize, set);
             for queue in 0..3_u8 {
                 let Some(place) = board.queues.iter().position(|known| *known == name(queue)) else { continue };
                 let claims = claimed.values().filter(|(of, _)| *of == queue).count() as u32;

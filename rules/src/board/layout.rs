@@ -1,6 +1,7 @@
 //! How the board lies in memory. Every type is plain data without references or padding that matters.
 
 use super::QueueId;
+use super::weight::Weights;
 use crate::Micros;
 use crate::TaskId;
 use crate::WorkerId;
@@ -65,9 +66,11 @@ pub struct Head {
     pub(super) free: u32,
     pub(super) lanes: u16,
     pub(super) queues: u16,
-    pub(super) next_to_wake: u32,
     /// Gates that are set.
-    pub(super) gates: u16,
+    pub(super) gates: u32,
+    /// Microseconds of waiting that count as much as one step of priority; 0 when waiting changes nothing.
+    pub ageing: Micros,
+    pub(super) next_to_wake: u32,
     /// When workers have said what they held before memory was made.
     pub(super) settled_at: Micros,
     /// Until when a row that says that it runs is believed.
@@ -85,6 +88,7 @@ impl Head {
         lanes: 0,
         queues: 0,
         next_to_wake: 0,
+        ageing: 0,
         gates: 0,
         settled_at: 0,
         trusted_until: 0,
@@ -268,6 +272,8 @@ pub struct WorkerSlot {
     /// Its name.
     pub name: Label,
     pub(super) queues: [QueueId; MAX_QUEUES_PER_WORKER],
+    /// Shares of the queues, if the worker takes them by weight.
+    pub(super) weights: Weights,
     pub(super) unknown: [Kind; MAX_UNKNOWN],
     pub(super) kinds: [Kind; MAX_KINDS],
     pub(super) limits: [i32; MAX_KINDS],
@@ -303,6 +309,7 @@ impl WorkerSlot {
         all_kinds: true,
         name: Label::EMPTY,
         queues: [QueueId(0); MAX_QUEUES_PER_WORKER],
+        weights: Weights::NONE,
         unknown: [Kind::ANY; MAX_UNKNOWN],
         kinds: [Kind::ANY; MAX_KINDS],
         limits: [0; MAX_KINDS],

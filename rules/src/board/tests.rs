@@ -22,6 +22,7 @@ fn registration(n: u8) -> Registration<'static> {
         id: [n; 16],
         name: Label::EMPTY,
         queues: &[],
+        weights: &[],
         kinds: None,
         lease: 60_000_000,
         role: 10,

@@ -9,6 +9,7 @@ use super::layout::MAX_UNKNOWN;
 use super::layout::NIL;
 use super::layout::WorkerSlot;
 use super::layout::WorkerState;
+use super::weight::Weights;
 use crate::Micros;
 use crate::WorkerId;
 use crate::names::Kind;
@@ -23,6 +24,8 @@ pub struct Registration<'a> {
     pub name: Label,
     /// Queues to take from, at most [`MAX_QUEUES_PER_WORKER`]; empty for all.
     pub queues: &'a [QueueId],
+    /// How much it takes of each queue, beside the others; empty when it takes what is first, of whichever queue.
+    pub weights: &'a [u16],
     /// Steps it knows with their retry limits, at most [`MAX_KINDS`]; none for all.
     pub kinds: Option<&'a [(Kind, i32)]>,
     /// How long it may be silent, in microseconds.
@@ -63,6 +66,7 @@ impl Board<'_> {
         let queues = registration.queues.len().min(MAX_QUEUES_PER_WORKER);
         slot.queues[..queues].copy_from_slice(&registration.queues[..queues]);
         slot.queues_len = queues as u16;
+        slot.weights = Weights::new(&registration.weights[..registration.weights.len().min(queues)]);
         slot.all_kinds = registration.kinds.is_none();
         let kinds = registration.kinds.unwrap_or_default();
         let count = kinds.len().min(MAX_KINDS);

@@ -180,7 +180,14 @@ async fn main() -> anyhow::Result<()> {
         .with_heartbeat_interval(lease / 3)
         .with_state(Ledger(Mutex::new(ledger)));
     let queues = variable("QUEUES")?;
-    if !queues.is_empty() {
+    if queues.contains('=') {
+        // A queue and its weight.
+        let weighted = queues.split(',').map(|queue| {
+            let (queue, weight) = queue.split_once('=').context("a queue without a weight")?;
+            anyhow::Ok((queue, weight.parse::<u16>()?))
+        });
+        worker = worker.with_queue_weights(weighted.collect::<anyhow::Result<Vec<_>>>()?);
+    } else if !queues.is_empty() {
         worker = worker.with_queues(queues.split(','));
     }
     if let Ok(polling) = variable("POLLING_MS") {

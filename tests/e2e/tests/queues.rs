@@ -333,3 +333,83 @@ async fn a_lost_worker_gives_its_place_back_and_a_late_one_does_not_take_two() -
     assert_eq!(db.ask("SELECT sum(running) FROM pg_task.queue_states()").await?, "0");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_worker_takes_its_queues_in_the_proportion_of_their_weights() -> Result<()> {
+    let db = database().await?;
+    let mut worker = db.session().await?;
+    enqueue_notes(&db, "a", 100).await?;
+    enqueue_notes(&db, "b", 100).await?;
+    enqueue_notes(&db, "c", 100).await?;
+    db.until("SELECT ready = 300 FROM pg_task.scheduler").await?;
+    let register =
+        |more: &str| format!("SELECT pg_task.register({WORKER}, queues => '{{a,b}}', weights => {more})");
+    for (weights, code, message) in [
+        ("'{1}'", "22023", "\"weights\" has 1 elements, \"queues\" has 2"),
+        ("'{1,0}'", "22023", "\"weights\" must be between 1 and 1000"),
+        ("'{1,65537}'", "22023", "\"weights\" must be between 1 and 1000"),
+        ("'{1,NULL}'", "22004", "\"weights\" has a NULL at position 2"),
+    ] {
+        let refusal = worker.refusal(&register(weights)).await?;
+        ensure!(refusal.code == code && refusal.message.contains(message), "{weights}: {refusal:?}");
+    }
+    worker.run(&register("'{1,4}'")).await?;
+    let given = |want: u32| {
+        format!(
+            "SELECT concat(count(*) FILTER (WHERE queue = 'a'), ' ', count(*) FILTER (WHERE queue = 'b'), ' ', count(*))
+             FROM pg_task.exchange({WORKER}, {want}) WHERE event = 0"
+        )
+    };
+    assert_eq!(worker.ask(&given(50)).await?, "10 40 50");
+    assert_eq!(worker.ask(&given(25)).await?, "5 20 25");
+    assert_eq!(worker.ask(&given(200)).await?, "85 40 125", "what one queue does not need goes to the other");
+
+    // The client's form.
+    let ledger = Ledger::new("weights")?;
+    let _worker = db.known_worker(WorkerOptions { queues: "c=2,d=1", ..options(&ledger) }).await?;
+    db.until("SELECT NOT EXISTS (SELECT FROM pg_task.task WHERE queue = 'c')").await?;
+    assert_eq!(count(&ledger, "c"), 100);
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_ageing_what_waits_long_enough_runs_before_better_priorities() -> Result<()> {
+    let server = own_server("e2e-ageing", &[])?;
+    let db = Database::create(&server).await?;
+    let mut worker = db.session().await?;
+    worker.run(&format!("SELECT pg_task.register({WORKER})")).await?;
+    let step = |key: &str| format!(r#"'{{"Test":{{"Note":{{"key":"{key}"}}}}}}'"#);
+    db.run(&format!(
+        "SELECT pg_task.schedule({}, now() - interval '1 hour', priority => 5), pg_task.enqueue({}), pg_task.schedule({}, now() - interval '6 minutes', priority => 5)",
+        step("old"),
+        step("new"),
+        step("younger")
+    ))
+    .await?;
+    db.until("SELECT ready = 3 FROM pg_task.scheduler").await?;
+    let next =
+        format!("SELECT step->'Test'->'Note'->>'key' FROM pg_task.exchange({WORKER}, 1) WHERE event = 0");
+    let release = format!(
+        "SELECT count(*) FROM pg_task.claims() AS c, pg_task.exchange({WORKER}, 0, ARRAY[c.id], ARRAY[c.fence], ARRAY[c.token], '{{5}}')"
+    );
+    assert_eq!(worker.ask(&next).await?, "new");
+    worker.run(&release).await?;
+    db.until("SELECT ready = 3 FROM pg_task.scheduler").await?;
+    // A step of priority for ten minutes: an hour makes good five steps, six minutes do not.
+    db.run("ALTER SYSTEM SET pg_task.priority_ageing = '10 min'").await?;
+    db.run("SELECT pg_reload_conf()").await?;
+    // The scheduler brings it to memory in its own time.
+    let mut first = worker.ask(&next).await?;
+    for _ in 0..1_000 {
+        if first == "old" {
+            break;
+        }
+        worker.run(&release).await?;
+        db.until("SELECT ready = 3 FROM pg_task.scheduler").await?;
+        first = worker.ask(&next).await?;
+    }
+    assert_eq!(first, "old");
+    assert_eq!(worker.ask(&next).await?, "new");
+    assert_eq!(worker.ask(&next).await?, "younger");
+    Ok(())
+}

@@ -107,6 +107,7 @@ fn a_board_and_an_inbox_share_an_area_to_its_last_place() {
         id: [1; 16],
         name: Label::EMPTY,
         queues: &[],
+        weights: &[],
         kinds: None,
         lease: 60_000_000,
         role: 10,

@@ -22,6 +22,12 @@ use crate::step::StepInfo;
 /// The version of the worker protocol that this crate speaks: see docs/protocol.md.
 const PROTOCOL: i32 = 1;
 
+const REGISTER: &str = "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
+     lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11)";
+
+const REGISTER_WITH_WEIGHTS: &str = "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
+     lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11, weights => $12)";
+
 /// Steps that a registration can name: the protocol's limit.
 const MAX_STEPS: usize = 512;
 
@@ -129,22 +135,23 @@ impl<T> Session<T> {
         let named = (1..=MAX_STEPS).contains(&self.steps.len());
         let names = named.then(|| self.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>());
         let limits = named.then(|| self.steps.iter().map(|step| step.retry_limit).collect::<Vec<_>>());
-        let query = sqlx::query(
-            "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
-             lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11)",
-        )
-        .bind(self.worker)
-        .bind(&self.settings.queues)
-        .bind(names)
-        .bind(limits)
-        .bind(lease)
-        .bind(&self.settings.name)
-        .bind(held.iter().map(|held| held.id).collect::<Vec<_>>())
-        .bind(held.iter().map(|held| held.fence).collect::<Vec<_>>())
-        .bind(held.iter().map(|held| held.token).collect::<Vec<_>>())
-        // Through a pooler the session that registers is anyone's.
-        .bind(self.settings.polling.is_none())
-        .bind(PROTOCOL);
+        // An extension that is older than this program knows no weights, and need not as long as none are set.
+        let weights = self.settings.weights.as_ref();
+        let query = sqlx::query(if weights.is_some() { REGISTER_WITH_WEIGHTS } else { REGISTER });
+        let query = query
+            .bind(self.worker)
+            .bind(&self.settings.queues)
+            .bind(names)
+            .bind(limits)
+            .bind(lease)
+            .bind(&self.settings.name)
+            .bind(held.iter().map(|held| held.id).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.fence).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.token).collect::<Vec<_>>())
+            // Through a pooler the session that registers is anyone's.
+            .bind(self.settings.polling.is_none())
+            .bind(PROTOCOL);
+        let query = if weights.is_some() { query.bind(weights) } else { query };
         let rows = timeout(self.settings.lease / 2, link.call(query)).await.map_err(timed_out)??;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         Ok((row.try_get("refused")?, row.try_get("registration")?))

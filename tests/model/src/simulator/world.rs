@@ -354,6 +354,7 @@ impl World {
             id: id_of(worker),
             name: Label::EMPTY,
             queues,
+            weights: &[],
             kinds: None,
             lease: LEASE,
             role: 1,
