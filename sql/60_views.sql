@@ -30,6 +30,17 @@ COMMENT ON COLUMN pg_task.failed.error IS 'Why, with every cause that the worker
 COMMENT ON COLUMN pg_task.failed.failed_at IS 'When it was parked, or changed since';
 COMMENT ON COLUMN pg_task.failed.created_at IS 'When it was enqueued';
 
+CREATE VIEW pg_task.step_limits AS
+    SELECT s.step, s.concurrency, pg_task.step_running(s.step) AS running,
+           COALESCE((SELECT pg_catalog.sum(l.ready) FROM pg_task.lanes() AS l
+                     WHERE l.step OPERATOR(pg_catalog.=) s.step), 0)::bigint AS waiting
+    FROM pg_task.step_limit AS s;
+COMMENT ON VIEW pg_task.step_limits IS 'Steps of which only so many run at once';
+COMMENT ON COLUMN pg_task.step_limits.step IS 'The step, as Task/Step';
+COMMENT ON COLUMN pg_task.step_limits.concurrency IS 'The most that run at once';
+COMMENT ON COLUMN pg_task.step_limits.running IS 'Tasks that are at the step at this moment, what counts against the limit';
+COMMENT ON COLUMN pg_task.step_limits.waiting IS 'Tasks that were found to be at the step and wait for a place';
+
 CREATE VIEW pg_task.workers AS
     SELECT w.id, w.name, r.rolname AS role, w.pid, w.state, w.queues, w.steps, w.claimed, w.registered_at,
            w.heartbeat_at, w.lease

@@ -61,6 +61,8 @@ CREATE VIEW pg_task.problems AS
            pg_catalog.concat(l.ready, ' tasks in the queue "', l.queue, '" wait for a worker that knows the step ', l.step),
            'finish the deployment that brings the step; or, if it was removed, UPDATE pg_task.task SET step = …, or pg_task.cancel'
     FROM lanes AS l WHERE l.step IS NOT NULL
+      -- Those that have a limit may wait for a place.
+      AND NOT EXISTS (SELECT FROM pg_task.step_limit AS s WHERE s.step OPERATOR(pg_catalog.=) l.step)
     UNION ALL
     SELECT 'queue paused',
            pg_catalog.concat(s.ready, ' tasks are due in the queue "', s.queue, '", which is paused'),

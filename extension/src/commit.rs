@@ -11,6 +11,7 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::QueueRule;
 use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 
@@ -33,6 +34,8 @@ struct Pending {
     rescan_from: Micros,
     /// What holds for queues from now on, in the order in which it was set.
     rules: Vec<(QueueName, Option<QueueRule>)>,
+    /// Limits of steps, likewise.
+    step_limits: Vec<(Kind, Option<u32>)>,
     rules_stale: bool,
     recheck: bool,
     start: bool,
@@ -45,6 +48,7 @@ impl Pending {
         cancelled: Vec::new(),
         rescan_from: Micros::MAX,
         rules: Vec::new(),
+        step_limits: Vec::new(),
         rules_stale: false,
         recheck: false,
         start: false,
@@ -57,6 +61,7 @@ impl Pending {
         self.cancelled.clear();
         self.rescan_from = Micros::MAX;
         self.rules.clear();
+        self.step_limits.clear();
         self.rules_stale = false;
         self.recheck = false;
         self.start = false;
@@ -92,9 +97,22 @@ pub fn note_rule(queue: QueueName, rule: Option<QueueRule>) {
     });
 }
 
+/// So many tasks may be at a step at once, if this transaction commits.
+pub fn note_step_limit(kind: Kind, limit: Option<u32>) {
+    note(|pending| {
+        pending.step_limits.push((kind, limit));
+        pending.rules_stale = true;
+    });
+}
+
 /// How many queues get settings, or others, if this transaction commits.
 pub fn rules_noted() -> usize {
     PENDING.with_borrow(|pending| pending.rules.iter().filter(|(_, rule)| rule.is_some()).count())
+}
+
+/// How many steps get a limit, or another one, if this transaction commits.
+pub fn step_limits_noted() -> usize {
+    PENDING.with_borrow(|pending| pending.step_limits.iter().filter(|(_, limit)| limit.is_some()).count())
 }
 
 /// The settings of queues may have changed, in a way of which nothing is known.
@@ -177,13 +195,17 @@ fn tell(pending: &Pending) {
         });
     }
     if pending.rules_stale {
-        if !pending.rules.is_empty() {
+        if !pending.rules.is_empty() || !pending.step_limits.is_empty() {
             let now = background::now();
             slot.with_board(|board| {
                 for (queue, rule) in &pending.rules {
                     // One for which there is no place is found by the scheduler, which holds its tasks back.
                     board.set_rule(queue, rule.as_ref(), now);
                 }
+                for (kind, limit) in &pending.step_limits {
+                    board.set_kind_limit(*kind, *limit);
+                }
+                slot.control().limits_steps.store(board.limited_kinds().next().is_some(), SeqCst);
                 slot.control().rules_version.fetch_add(1, SeqCst);
             });
         }

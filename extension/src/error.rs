@@ -168,6 +168,9 @@ pub enum Error {
     /// No place for the settings of another queue.
     #[error("there is no place for the settings of another queue")]
     QueueRulesFull,
+    /// No place for the limit of another step.
+    #[error("there is no place for the limit of another step")]
+    StepLimitsFull,
     /// No place for another worker.
     #[error("all {limit} places for workers are taken")]
     WorkersFull {
@@ -209,7 +212,7 @@ impl Error {
             Self::Standby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::StepTooLarge { .. } | Self::TooMany { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::Transaction(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
-            Self::QueuesFull | Self::QueueRulesFull | Self::WorkersFull { .. } => {
+            Self::QueuesFull | Self::QueueRulesFull | Self::StepLimitsFull | Self::WorkersFull { .. } => {
                 ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
             }
             Self::WorkerRole => ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -236,6 +239,7 @@ impl Error {
             Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
             Self::Protocol { .. } => "This server speaks version 1.".into(),
             Self::QueueName { .. } => "The length is counted in bytes, not in characters.".into(),
+            Self::StepLimitsFull => "At most 64 steps can have a limit: they are kept in shared memory.".into(),
             Self::QueueRulesFull => "At most 512 queues can have settings: they are kept in shared memory.".into(),
             Self::QueuesFull => "Names of queues that have no tasks and no workers make room.".into(),
             Self::Standby => "A task is a row, and a standby writes none.".into(),
@@ -284,6 +288,7 @@ impl Error {
             Self::Prepare => "Call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
+            Self::StepLimitsFull => "Forget a limit that is not needed any more: SELECT pg_task.limit_step(step, NULL).".into(),
             Self::QueueRulesFull => "Forget settings that are not needed any more: SELECT pg_task.drop_queue(name).".into(),
             Self::QueuesFull => {
                 "1,024 queues can have tasks in memory or be named by workers at a time: let workers take all queues, or use fewer.".into()

@@ -4,8 +4,11 @@ use std::ffi::CStr;
 
 use pg_task_rules::Micros;
 use pg_task_rules::board::ALL_QUEUES;
+use pg_task_rules::board::Board;
+use pg_task_rules::board::MAX_KIND_LIMITS;
 use pg_task_rules::board::QueueRule;
 use pg_task_rules::bucket::Rate;
+use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
@@ -28,6 +31,15 @@ thread_local! {
           ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate, \
             rate_interval = excluded.rate_interval, burst = excluded.burst, updated_at = pg_catalog.now()",
         &[pg_sys::TEXTOID, pg_sys::INT4OID, pg_sys::INT4OID, pg_sys::INTERVALOID, pg_sys::INT4OID],
+    ) };
+    static LIMIT: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.step_limit AS s (step, concurrency) VALUES ($1, $2) \
+          ON CONFLICT (step) DO UPDATE SET concurrency = excluded.concurrency, updated_at = pg_catalog.now()",
+        &[pg_sys::TEXTOID, pg_sys::INT4OID],
+    ) };
+    static UNLIMIT: Statement = const { Statement::new(
+        c"DELETE FROM pg_task.step_limit AS s WHERE s.step OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::TEXTOID],
     ) };
     static PAUSE: Statement = const { Statement::new(
         c"INSERT INTO pg_task.queue AS q (name, paused_at) VALUES ($1, pg_catalog.now()) \
@@ -127,6 +139,53 @@ sql_function!(
     "drop_queue(name text) RETURNS boolean"
 );
 
+fn limit_step(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let (step, _) = step(call)?;
+    let concurrency = call.datum(1);
+    in_range(concurrency, "concurrency", i64::from(i32::MAX))?;
+    let step = spi::text(&step);
+    spi::connected(|spi| match concurrency {
+        Some(_) => LIMIT.with(|statement| statement.run(spi, &[step, concurrency], false)).len(),
+        None => UNLIMIT.with(|statement| statement.run(spi, &[step], false)).len(),
+    });
+    Ok(Some(Datum::null()))
+}
+sql_function!(
+    "limit_step_wrapper",
+    "pg_finfo_limit_step_wrapper",
+    limit_step,
+    "limit_step(step text, concurrency integer) RETURNS void"
+);
+
+fn step_running(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    if call.datum(0).is_none() {
+        return Ok(None);
+    }
+    let (_, kind) = step(call)?;
+    let running = shmem::my_slot().and_then(|slot| slot.with_board(|board| board.running_of_kind(kind)));
+    Ok(running.and_then(spi::int))
+}
+sql_function!(
+    "step_running_wrapper",
+    "pg_finfo_step_running_wrapper",
+    step_running,
+    "step_running(step text) RETURNS integer"
+);
+
+/// The first argument, which names a step.
+fn step(call: &Call) -> Result<(String, Kind), Error> {
+    call.required(0, "step")?;
+    let step = call.text(0).unwrap_or_default();
+    match Kind::parse(&step) {
+        Some(kind) => Ok((step, kind)),
+        None => Err(Error::StepName { got: step }),
+    }
+}
+
 /// The first argument, which names a queue.
 fn name(call: &Call) -> Result<Option<Datum>, Error> {
     call.required(0, "name")?;
@@ -167,13 +226,12 @@ pub fn rule(
     QueueRule { paused, concurrency: concurrency.map(count), rate }
 }
 
-/// Whether the extension has the table of settings: an older version than the library's has none.
-pub fn table_exists() -> bool {
+/// Whether the extension has a table of settings: an older version than the library's has none.
+pub fn table_exists(name: &CStr) -> bool {
     // SAFETY: catalog look-ups inside a transaction.
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
-        schema != pg_sys::InvalidOid
-            && pg_sys::get_relname_relid(c"queue".as_ptr(), schema) != pg_sys::InvalidOid
+        schema != pg_sys::InvalidOid && pg_sys::get_relname_relid(name.as_ptr(), schema) != pg_sys::InvalidOid
     }
 }
 
@@ -185,15 +243,14 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     let trigger = call.trigger().ok_or(Error::TriggerOnly)?;
     // SAFETY: the server passes an open relation; the names are C strings, the namespace's may be null.
-    let (relation, is_own) = unsafe {
+    let (relation, table, is_own) = unsafe {
         let relation = trigger.tg_relation;
         let namespace = pg_sys::SPI_getnspname(relation);
-        let is_own = CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) == c"queue"
-            && !namespace.is_null()
-            && CStr::from_ptr(namespace) == c"pg_task";
-        (relation, is_own)
+        let table = CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr());
+        (relation, table, !namespace.is_null() && CStr::from_ptr(namespace) == c"pg_task")
     };
-    if !is_own {
+    let is_queue = table == c"queue";
+    if !is_own || !(is_queue || table == c"step_limit") {
         return Err(Error::TriggerOnly);
     }
     if trigger.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
@@ -214,15 +271,32 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
         (!is_null).then_some(datum)
     };
     let int = |tuple, number| column(tuple, number).map(|value| value.value() as i32);
-    let name = |tuple| {
-        // SAFETY: the column is a text.
-        column(tuple, 1).and_then(|name| QueueName::new(&unsafe { spi::text_from(name) }))
-    };
+    // SAFETY: the first column of both tables is a text.
+    let first = |tuple| column(tuple, 1).map(|name| unsafe { spi::text_from(name) });
+    let name = |tuple| first(tuple).and_then(|name| QueueName::new(&name));
     let (old, new) = match trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
         pg_sys::TRIGGER_EVENT_INSERT => (None, Some(trigger.tg_trigtuple)),
         pg_sys::TRIGGER_EVENT_DELETE => (Some(trigger.tg_trigtuple), None),
         _ => (Some(trigger.tg_trigtuple), Some(trigger.tg_newtuple)),
     };
+    if !is_queue {
+        let kind = |tuple| first(tuple).and_then(|step| Kind::parse(&step));
+        let (old_kind, new_kind) = (old.and_then(kind), new.and_then(kind));
+        if let Some(kind) = old_kind.filter(|kind| new_kind != Some(*kind)) {
+            commit::note_step_limit(kind, None);
+        }
+        if let (Some(row), Some(kind)) = (new, new_kind) {
+            let has_place = |board: &mut Board<'_>| {
+                board.running_of_kind(kind).is_some()
+                    || board.limited_kinds().count() + commit::step_limits_noted() < MAX_KIND_LIMITS
+            };
+            if shmem::my_slot().is_some_and(|slot| !slot.with_board(|board| has_place(board))) {
+                return Err(Error::StepLimitsFull);
+            }
+            commit::note_step_limit(kind, Some(int(row, 2).unwrap_or(1).max(1) as u32));
+        }
+        return Ok(Some(Datum::null()));
+    }
     let (old_name, new_name) = (old.and_then(name), new.and_then(name));
     if let Some(name) = old_name.filter(|name| new_name != Some(*name)) {
         commit::note_rule(name, None);

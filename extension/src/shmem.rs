@@ -94,6 +94,8 @@ pub struct Control {
     pub recheck: AtomicBool,
     /// The settings of queues have changed: the scheduler has to read them.
     pub rules_stale: AtomicBool,
+    /// Whether some step has a limit.
+    pub limits_steps: AtomicBool,
     /// Counts the changes of the settings of queues that are on the board. Changed under the board's lock.
     pub rules_version: AtomicU64,
     /// A scheduler has taken an epoch for the tokens since the board was emptied.
@@ -329,6 +331,7 @@ impl Slot {
     )]
     pub fn reset_memory(self) {
         self.control().prepared.store(false, SeqCst);
+        self.control().limits_steps.store(false, SeqCst);
         self.with_board(|board| board.clear());
         self.with_inbox(|inbox| *inbox.head = pg_task_rules::inbox::InboxHead::EMPTY);
     }

@@ -8,6 +8,7 @@
 
 mod claim;
 mod gate;
+mod kind_limit;
 mod layout;
 mod owned;
 mod room;
@@ -21,6 +22,7 @@ pub use claim::Claim;
 pub use claim::ClaimedRow;
 pub use claim::Taken;
 pub use gate::{ALL_QUEUES, Gate, Leaving, QueueRule};
+pub use kind_limit::MAX_KIND_LIMITS;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use owned::OwnedBoard;
 pub use room::Displaced;
@@ -80,13 +82,22 @@ impl Board<'_> {
     /// Empties the board and forgets what is set for queues.
     pub fn clear(&mut self) {
         self.gates.fill(Gate::OPEN);
+        self.head.kind_limits_len = 0;
         self.reset();
     }
 
     /// Empties the board. Claims, workers and ready tasks are forgotten; the token counter and what is set for queues are not.
     pub fn reset(&mut self) {
-        let Head { next_token, ageing, settled_at, trusted_until, .. } = *self.head;
-        *self.head = Head { next_token, ageing, settled_at, trusted_until, ..Head::EMPTY };
+        let old = *self.head;
+        *self.head = Head {
+            next_token: old.next_token,
+            ageing: old.ageing,
+            settled_at: old.settled_at,
+            trusted_until: old.trusted_until,
+            kind_limits: old.kind_limits,
+            kind_limits_len: old.kind_limits_len,
+            ..Head::EMPTY
+        };
         self.reset_gates();
         self.buckets.fill(NIL);
         self.lanes.fill(Lane::EMPTY);

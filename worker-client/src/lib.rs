@@ -26,6 +26,7 @@ pub use next_step::NextStep;
 pub use queue::ALL_QUEUES;
 pub use queue::QueueLimits;
 pub use queue::drop_queue;
+pub use queue::limit_step;
 pub use queue::pause_queue;
 pub use queue::resume_queue;
 pub use queue::set_queue;

@@ -102,6 +102,20 @@ pub async fn drop_queue<'e>(db: impl PgExecutor<'e>, name: &str) -> Result<bool>
     answer.map_err(|error| failed(error, "forget the settings of", name))
 }
 
+/// From the commit on so many tasks at most are at the step `Task/Step` at once, in all queues together; `None` for any number.
+///
+/// # Errors
+/// [`Error::Db`], as for [`set_queue`].
+pub async fn limit_step<'e>(db: impl PgExecutor<'e>, step: &str, concurrency: Option<u32>) -> Result<()> {
+    sqlx::query("SELECT pg_task.limit_step($1, $2::bigint::integer)")
+        .bind(step)
+        .bind(concurrency.map(i64::from))
+        .execute(db)
+        .await
+        .map_err(|error| Error::Db(error, format!("limit the step {step}")))?;
+    Ok(())
+}
+
 fn failed(error: sqlx::Error, what: &str, name: &str) -> Error {
     Error::Db(error, format!("{what} the queue {name}"))
 }

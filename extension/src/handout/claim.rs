@@ -45,7 +45,7 @@ pub enum Not {
     Runnable,
     /// It is due, or to be looked at again, at a later time or in another queue.
     Here(Hint),
-    /// The worker does not know the step.
+    /// The worker does not know the step, or it is at its limit.
     Known(Kind, Label),
 }
 
@@ -66,6 +66,8 @@ struct HandOut<'a> {
     queues: Vec<(QueueId, QueueName)>,
     /// Claims that end with this call.
     leaving: Leaving,
+    /// Steps of which only so many may run at once.
+    limited: Vec<Kind>,
     /// Tasks whose claims are written into their rows before they are handed out.
     in_writing: Vec<(Claim, i64, Kind)>,
     noted: Vec<(Claim, ClaimedRow)>,
@@ -84,6 +86,7 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
         worker,
         queues: Vec::new(),
         leaving,
+        limited: Vec::new(),
         in_writing: Vec::new(),
         noted: Vec::new(),
         rejected: Vec::new(),
@@ -134,10 +137,15 @@ impl HandOut<'_> {
     /// Takes ids off the board.
     fn take(&mut self, want: u32, taken: &mut Vec<Taken>) {
         let now = background::now();
-        let Self { caller, queues, leaving, .. } = self;
+        let limits_steps = self.slot.control().limits_steps.load(std::sync::atomic::Ordering::Relaxed);
+        let Self { caller, queues, leaving, limited, .. } = self;
         let (left, opens) = self.slot.with_board(|board| {
             if board.workers[caller.place].generation == caller.generation {
                 board.claim_beside(caller.place, want, now, leaving, taken);
+            }
+            if limits_steps {
+                limited.clear();
+                limited.extend(board.limited_kinds());
             }
             for taken in taken.iter() {
                 if queues.last().is_none_or(|(queue, _)| *queue != taken.queue)
@@ -175,6 +183,16 @@ impl HandOut<'_> {
                 return false;
             }
         };
+        if self.limited.contains(&kind) {
+            let (now, leaving) = (background::now(), &self.leaving);
+            if !self.slot.with_board(|board| board.admit(&claim, kind, now, leaving)) {
+                // SAFETY: the column is a jsonb, and the row stays in its buffer.
+                let name = unsafe { jsonb::step_name(task.step) };
+                let label = name.map_or(Label::EMPTY, |name| name.label());
+                self.rejected.push((claim, Not::Known(kind, label)));
+                return false;
+            }
+        }
         let locked = row.datum(Column::LockedBy).is_some();
         if locked || row.int8(Column::UpdatedAt).unwrap_or(0) < shmem::crash_barrier() {
             self.in_writing.push((claim, task.fence, kind));

@@ -343,11 +343,21 @@ impl Writer<'_> {
         }));
         let mut ends: Vec<(usize, End)> = Vec::with_capacity(went_on.len());
         let room = &mut self.room;
+        // A step with a limit is begun by a claim, which counts it.
+        let kinds: Vec<Option<Kind>> = if slot.control().limits_steps.load(Relaxed) {
+            went_on.iter().map(|(index, ..)| next_kind(&results[*index].outcome)).collect()
+        } else {
+            Vec::new()
+        };
         slot.with_board(|board| {
-            for (index, fence, place) in went_on {
+            for (at, (index, fence, place)) in went_on.into_iter().enumerate() {
                 let result = &results[index];
+                let kind = kinds.get(at).copied().flatten();
+                let is_limited = kind.is_some_and(|kind| board.running_of_kind(kind).is_some());
                 let end = match &result.outcome {
-                    Outcome::Next(_) if *room > 0 && board.may_continue(&result.id, result.token) => {
+                    Outcome::Next(_)
+                        if *room > 0 && !is_limited && board.may_continue(&result.id, result.token) =>
+                    {
                         *room -= 1;
                         End::Advance(Advance { token: board.next_token(), fence, place })
                     }
@@ -426,6 +436,13 @@ fn update(spi: &Connected, results: &[StepResult], held: &[Option<Entry>], updat
         spi::nullable_array(add, ElementType::Int4),
     ];
     UPDATE.with(|statement| statement.run(spi, &arguments, false))
+}
+
+/// Which step follows.
+fn next_kind(outcome: &Outcome) -> Option<Kind> {
+    let Outcome::Next(step) = outcome else { return None };
+    // SAFETY: declared as jsonb[].
+    unsafe { jsonb::step_name(*step) }.map(|name| name.kind())
 }
 
 /// The steps of some tasks.

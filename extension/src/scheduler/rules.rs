@@ -11,6 +11,7 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::ALL_QUEUES;
 use pg_task_rules::board::QueueRule;
+use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 
@@ -38,6 +39,15 @@ thread_local! {
             AND t.queue OPERATOR(pg_catalog.=) $1 AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $2",
         &[pg_sys::TEXTOID, pg_sys::INT4OID],
     ) };
+    static STEP_LIMITS: Statement = const { Statement::new(
+        c"SELECT s.step, s.concurrency FROM pg_task.step_limit AS s", &[],
+    ) };
+    static HELD_AT_STEP: Statement = const { Statement::new(
+        c"SELECT t.id FROM pg_task.task AS t WHERE t.error IS NULL AND t.locked_by IS NOT NULL \
+            AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() \
+            AND t.step OPERATOR(pg_catalog.->) $1 OPERATOR(pg_catalog.?) $2 LIMIT $3",
+        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::INT4OID],
+    ) };
     static HELD_BY_ANY: Statement = const { Statement::new(
         c"SELECT t.id FROM pg_task.task AS t WHERE t.error IS NULL AND t.locked_by IS NOT NULL \
             AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $1",
@@ -58,6 +68,7 @@ struct Found {
     rules: BTreeMap<QueueName, QueueRule>,
     /// Tasks of limited queues that run as their rows say.
     held: Vec<(QueueName, Vec<TaskId>)>,
+    steps: Vec<(Kind, u32, Vec<TaskId>)>,
 }
 
 impl Rules {
@@ -88,6 +99,13 @@ impl Rules {
                 for (name, ids) in &found.held {
                     board.set_held(name, ids);
                 }
+                let kinds: Vec<Kind> = found.steps.iter().map(|(kind, ..)| *kind).collect();
+                board.keep_kind_limits(&kinds);
+                for (kind, limit, held) in &found.steps {
+                    board.set_kind_limit(*kind, Some(*limit));
+                    board.set_held_of_kind(*kind, held);
+                }
+                slot.control().limits_steps.store(!kinds.is_empty(), SeqCst);
                 Some(unplaced)
             });
             if let Some(unplaced) = unplaced {
@@ -138,9 +156,9 @@ impl Rules {
 }
 
 fn read() -> Found {
-    let mut found = Found { rules: BTreeMap::new(), held: Vec::new() };
+    let mut found = Found { rules: BTreeMap::new(), held: Vec::new(), steps: Vec::new() };
     // An extension of an older version than the library has no such table.
-    if !queues::table_exists() {
+    if !queues::table_exists(c"queue") {
         return found;
     }
     spi::connected(|spi| {
@@ -156,12 +174,29 @@ fn read() -> Found {
             );
             found.rules.insert(name, rule);
         }
-        if background::now() < shmem::trust_locks_until() {
+        let are_trusted = background::now() < shmem::trust_locks_until();
+        if queues::table_exists(c"step_limit") {
+            let rows = STEP_LIMITS.with(|statement| statement.run(spi, &[], true));
+            let limits = (0..rows.len()).filter_map(|row| Some((rows.text(row, 1)?, rows.int4(row, 2)?)));
+            for (step, limit) in limits.collect::<Vec<_>>() {
+                let Some(kind) = Kind::parse(&step) else { continue };
+                let held = if are_trusted { held_at_step(spi, &step) } else { Vec::new() };
+                found.steps.push((kind, limit.max(1) as u32, held));
+            }
+        }
+        if are_trusted {
             let limited = found.rules.iter().filter(|(_, rule)| rule.concurrency.is_some());
             found.held = limited.map(|(name, _)| (*name, held(spi, name))).collect();
         }
     });
     found
+}
+
+fn held_at_step(spi: &Connected, step: &str) -> Vec<TaskId> {
+    let Some((task, step)) = step.split_once('/') else { return Vec::new() };
+    let arguments = [spi::text(task), spi::text(step), spi::int(MAX_HELD)];
+    let rows = HELD_AT_STEP.with(|statement| statement.run(spi, &arguments, true));
+    (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
 }
 
 fn held(spi: &Connected, queue: &QueueName) -> Vec<TaskId> {

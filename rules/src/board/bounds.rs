@@ -199,6 +199,9 @@ fn apply(board: &mut Board<'_>, call: &Call) {
             board.set_settling(one, two);
             board.head.ageing = if flag { two } else { 0 };
             board.set_held(&of, &[task]);
+            board.set_kind_limit(kind(name), (task[0] > 1).then_some(small));
+            board.admit(&claim, kind(name), one, &board.leaving([(task, token)].into_iter()));
+            board.set_held_of_kind(kind(name), &[task]);
             board.withdraw(&claim);
             let _ = (board.next_opening(two), board.may_hand_out(two), board.has_freed_place(one));
         }

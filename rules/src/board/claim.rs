@@ -116,7 +116,7 @@ impl Board<'_> {
             let Some(lane) = best else { break };
             let mut allowed = u32::MAX;
             if RULED {
-                allowed = self.allowance_beside(self.lanes[lane].queue, now, leaving);
+                allowed = self.allowance_beside(&self.lanes[lane], now, leaving);
                 if allowed == 0 {
                     let closed = candidates[..count].iter().position(|&other| usize::from(other) == lane);
                     count -= 1;
@@ -132,10 +132,13 @@ impl Board<'_> {
                     allowed -= 1;
                 }
                 let index = self.lanes[lane].first;
+                let kind = self.lanes[lane].kind;
                 self.unlink_ready(index);
                 let claim = self.claim_entry(index, worker, now);
                 if RULED {
                     self.spend(index, now);
+                    self.entries[index as usize].kind = kind;
+                    self.count_kind_in(index);
                 }
                 let Entry { queue, priority, place, .. } = self.entries[index as usize];
                 out.push(Taken { claim, queue, priority, place });
@@ -148,10 +151,13 @@ impl Board<'_> {
     /// Moves the first task of a lane to the worker.
     pub(super) fn take_first(&mut self, lane: usize, worker: usize, now: Micros) -> Taken {
         let index = self.lanes[lane].first;
+        let kind = self.lanes[lane].kind;
         self.unlink_ready(index);
         let claim = self.claim_entry(index, worker, now);
         if self.head.gates > 0 {
             self.spend(index, now);
+            self.entries[index as usize].kind = kind;
+            self.count_kind_in(index);
         }
         let Entry { queue, priority, place, .. } = self.entries[index as usize];
         Taken { claim, queue, priority, place }
@@ -168,6 +174,9 @@ impl Board<'_> {
     /// What the claim's row said when it was read.
     pub fn note_row(&mut self, claim: &Claim, row: &ClaimedRow) {
         if let Some(index) = self.find_claim(&claim.id, claim.token) {
+            if self.head.gates > 0 && self.entries[index as usize].kind != row.kind {
+                self.count_kind_out(index);
+            }
             let entry = &mut self.entries[index as usize];
             entry.fence = row.fence;
             entry.kind = row.kind;
@@ -175,6 +184,9 @@ impl Board<'_> {
             entry.retry_limit = self.workers[entry.owner as usize].retry_limit(row.kind).unwrap_or(0);
             if row.counted {
                 entry.flags |= COUNTED | WRITTEN;
+            }
+            if self.head.gates > 0 {
+                self.count_kind_in(index);
             }
         }
     }
@@ -239,6 +251,10 @@ impl Board<'_> {
     /// The claim goes on as the claim of the task's next step, under a new token.
     pub fn advance(&mut self, id: &TaskId, token: i64, next: &Advance, now: Micros) -> bool {
         let Some(index) = self.find_claim(id, token) else { return false };
+        if self.head.gates > 0 {
+            // Its next step is another one, without a limit.
+            self.count_kind_out(index);
+        }
         let entry = &mut self.entries[index as usize];
         entry.token = next.token;
         entry.fence = next.fence;
@@ -287,8 +303,12 @@ impl Board<'_> {
         if row.counted {
             entry.flags |= COUNTED;
         }
-        if row.written && self.head.gates > 0 {
-            self.count_back(row.queue);
+        if self.head.gates > 0 {
+            self.count_kind_in(index);
+            if row.written {
+                self.count_back(row.queue);
+                self.count_kind_back(row.kind);
+            }
         }
         true
     }
@@ -403,6 +423,7 @@ impl Board<'_> {
         self.workers[worker].claimed -= 1;
         if self.head.gates > 0 {
             self.count_out(self.entries[index as usize].queue);
+            self.count_kind_out(index);
         }
     }
 

@@ -6,13 +6,16 @@
 use super::Board;
 use super::QueueId;
 use super::claim::Claim;
+use super::layout::ADMITTED;
 use super::layout::EntryState;
+use super::layout::Lane;
 use super::layout::SPENT;
 use super::layout::WorkerState;
 use crate::Micros;
 use crate::TaskId;
 use crate::bucket::Bucket;
 use crate::bucket::Rate;
+use crate::names::Kind;
 use crate::names::QueueName;
 
 /// The name under which the settings for all queues together are kept.
@@ -79,12 +82,17 @@ impl Gate {
 #[derive(Clone, Debug, Default)]
 pub struct Leaving {
     queues: Vec<(QueueId, u32)>,
+    kinds: Vec<(Kind, u32)>,
     total: u32,
 }
 
 impl Leaving {
     fn of(&self, gate: usize) -> u32 {
         self.queues.iter().find(|(queue, _)| usize::from(queue.0) == gate).map_or(0, |(_, count)| *count)
+    }
+
+    pub(super) fn of_kind(&self, kind: Kind) -> u32 {
+        self.kinds.iter().find(|(other, _)| *other == kind).map_or(0, |(_, count)| *count)
     }
 }
 
@@ -150,7 +158,10 @@ impl Board<'_> {
         let all = self.queues.len();
         known
             || name.as_str() == ALL_QUEUES
-            || (self.head.gates - u32::from(self.gates[all].set)) as usize + beside < all / 2
+            || (self.head.gates - u32::from(self.head.kind_limits_len) - u32::from(self.gates[all].set))
+                as usize
+                + beside
+                < all / 2
     }
 
     /// The names with settings, that for all queues together included.
@@ -192,6 +203,12 @@ impl Board<'_> {
         for (id, token) in ends {
             let Some(entry) = self.claim_of(&id).filter(|entry| entry.token == token) else { continue };
             leaving.total += 1;
+            if entry.flags & ADMITTED != 0 {
+                match leaving.kinds.iter_mut().find(|(kind, _)| *kind == entry.kind) {
+                    Some((_, count)) => *count += 1,
+                    None => leaving.kinds.push((entry.kind, 1)),
+                }
+            }
             match leaving.queues.iter_mut().find(|(queue, _)| *queue == entry.queue) {
                 Some((_, count)) => *count += 1,
                 None => leaving.queues.push((entry.queue, 1)),
@@ -223,19 +240,21 @@ impl Board<'_> {
         if self.head.gates == 0 {
             return self.head.ready > 0;
         }
-        self.lanes_in_use().any(|lane| self.allowance(lane.queue, now) > 0)
+        self.lanes_in_use().any(|lane| self.allowance(lane, now) > 0)
     }
 
     /// Whether a worker waits for what the end of a claim has made possible.
     pub fn has_freed_place(&self, now: Micros) -> bool {
-        let is_limited = |queue: QueueId| {
+        let is_limited = |lane: &Lane| {
             let of = |place: usize| self.gates[place].limit != UNLIMITED;
-            of(usize::from(queue.0)) || of(self.queues.len())
+            of(usize::from(lane.queue.0))
+                || of(self.queues.len())
+                || self.running_of_kind(lane.kind).is_some()
         };
         self.head.gates > 0
             && self.head.ready > 0
             && self.workers.iter().any(|slot| slot.state == WorkerState::Live && slot.wanted > 0)
-            && self.lanes_in_use().any(|lane| is_limited(lane.queue) && self.allowance(lane.queue, now) > 0)
+            && self.lanes_in_use().any(|lane| is_limited(lane) && self.allowance(lane, now) > 0)
     }
 
     /// When the next queue with ready tasks opens that is closed for a time.
@@ -243,7 +262,10 @@ impl Board<'_> {
         if self.head.gates == 0 {
             return None;
         }
-        let openings = self.lanes_in_use().filter_map(|lane| self.opening_of(lane.queue, now));
+        let openings = self.lanes_in_use().filter_map(|lane| {
+            let (queue, kind) = (self.opening_of(lane.queue, now)?, self.kind_opening(lane.kind, now)?);
+            Some(queue.max(kind))
+        });
         openings.filter(|&at| at > now).min()
     }
 
@@ -262,16 +284,20 @@ impl Board<'_> {
             && (self.gates[usize::from(queue.0)].paused || self.gates[self.queues.len()].paused)
     }
 
-    /// How many tasks of the queue may be handed out now.
-    pub(super) fn allowance(&self, queue: QueueId, now: Micros) -> u32 {
-        self.allowance_beside(queue, now, &Leaving::default())
+    /// How many tasks of the lane may be handed out now.
+    pub(super) fn allowance(&self, lane: &Lane, now: Micros) -> u32 {
+        self.allowance_beside(lane, now, &Leaving::default())
     }
 
     /// The same for a call with which some claims end.
-    pub(super) fn allowance_beside(&self, queue: QueueId, now: Micros, leaving: &Leaving) -> u32 {
-        let place = usize::from(queue.0);
+    pub(super) fn allowance_beside(&self, lane: &Lane, now: Micros, leaving: &Leaving) -> u32 {
+        let place = usize::from(lane.queue.0);
         let own = self.allows(place, leaving.of(place), now);
-        if own == 0 { 0 } else { own.min(self.allows(self.queues.len(), leaving.total, now)) }
+        if own == 0 {
+            return 0;
+        }
+        own.min(self.allows(self.queues.len(), leaving.total, now))
+            .min(self.kind_allowance(lane.kind, now, leaving))
     }
 
     /// Whether nothing of the queue can be handed out before something ends or is set.
@@ -335,7 +361,11 @@ impl Board<'_> {
         for (queue, _) in self.queues.iter_mut().zip(self.gates.iter()).filter(|(_, gate)| !gate.set) {
             *queue = QueueName::EMPTY;
         }
-        self.head.gates = self.gates.iter().filter(|gate| gate.set).count() as u32;
+        for limit in &mut self.head.kind_limits {
+            limit.forget_claims();
+        }
+        let set = self.gates.iter().filter(|gate| gate.set).count();
+        self.head.gates = set as u32 + u32::from(self.head.kind_limits_len);
         self.head.queues =
             self.gates[..known].iter().rposition(|gate| gate.set).map_or(0, |last| last as u16 + 1);
     }

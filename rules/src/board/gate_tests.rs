@@ -21,6 +21,11 @@ fn id(n: u8) -> TaskId {
     id
 }
 
+/// The step of a task.
+fn kind(n: u8) -> Kind {
+    Kind::new("task", ["a", "b", "c"][usize::from(n % 3)])
+}
+
 fn register(board: &mut Board<'_>, n: u8) -> usize {
     let registration = Registration {
         id: [n; 16],
@@ -184,6 +189,38 @@ fn settings_leave_half_of_the_names_to_queues_without_settings() {
     assert!(board.set_rule(&name(2), Some(&limit(1)), 0));
 }
 
+#[test]
+fn a_step_at_its_limit_waits_in_a_lane_of_its_own_and_others_pass_it() {
+    let mut memory = memory();
+    let mut board = memory.board();
+    let worker = register(&mut board, 1);
+    assert!(board.set_kind_limit(kind(0), Some(1)));
+    for n in [0, 3, 6, 1] {
+        push(&mut board, n, 0);
+    }
+    let mut begun = Vec::new();
+    for claim in claim(&mut board, worker, 9, 0) {
+        if board.admit(&claim, kind(claim.id[15]), 0, &Leaving::default()) {
+            begun.push(claim);
+        } else {
+            board.misfit(&claim.id, claim.token, kind(claim.id[15]), Label::EMPTY);
+        }
+    }
+    assert_eq!(begun.iter().map(|claim| claim.id[15]).collect::<Vec<_>>(), [0, 1]);
+    assert!(claim(&mut board, worker, 9, 0).is_empty() && !board.may_hand_out(0));
+    // The call that brings the first one's result takes the next; a step that follows is another one.
+    let leaving = board.leaving([(begun[0].id, begun[0].token)].into_iter());
+    let mut out = Vec::new();
+    board.claim_beside(worker, 9, 0, &leaving, &mut out);
+    assert_eq!(out.len(), 1);
+    assert!(board.end_claim(&begun[0].id, begun[0].token));
+    let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN };
+    assert!(board.advance(&out[0].claim.id, out[0].claim.token, &next, 0));
+    assert_eq!(board.running_of_kind(kind(0)), Some(0));
+    assert_eq!(claim(&mut board, worker, 9, 0).len(), 1);
+    assert!(board.set_kind_limit(kind(0), None) && board.running_of_kind(kind(0)).is_none());
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Push(u8, u8),
@@ -192,6 +229,7 @@ enum Op {
     GiveBack(u8),
     Assert(u8, u8),
     Rule(u8, Option<(bool, Option<u32>, bool)>),
+    Limit(u8, Option<u32>),
     Pass(Micros),
 }
 
@@ -206,6 +244,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..20_u8, 0..3_u8).prop_map(|(n, queue)| Op::Assert(n, queue)),
         2 => (queue(), prop::option::of(rule)).prop_map(|(queue, rule)| Op::Rule(queue, rule)),
         2 => (0..3 * SECOND).prop_map(Op::Pass),
+        2 => (0..3_u8, prop::option::of(1..4_u32)).prop_map(|(kind, limit)| Op::Limit(kind, limit)),
     ]
 }
 
@@ -214,6 +253,7 @@ proptest! {
     fn never_more_than_is_allowed_at_once_and_nothing_waits_that_is_allowed(ops in prop::collection::vec(op(), 1..200)) {
         let mut memory = memory();
         let mut rules: [Option<QueueRule>; 10] = [None; 10];
+        let mut limits: [Option<u32>; 3] = [None; 3];
         let mut claimed: std::collections::BTreeMap<u8, (u8, i64)> = std::collections::BTreeMap::new();
         let (mut now, mut token) = (0, 1_000_000);
         let workers = [1, 2].map(|n| register(&mut memory.board(), n));
@@ -225,10 +265,24 @@ proptest! {
                     let before = claimed.clone();
                     let mut out = Vec::new();
                     board.claim(workers[worker], want, now, &mut out);
-                    let got = out.len() as u32;
+                    let (got, mut refused) = (out.len() as u32, 0);
                     for taken in out {
                         let queue = (0..3).find(|&n| board.queue_name(taken.queue) == name(n)).expect("a name");
-                        prop_assert!(claimed.insert(taken.claim.id[15], (queue, taken.claim.token)).is_none());
+                        let n = taken.claim.id[15];
+                        let at = claimed.keys().filter(|other| *other % 3 == n % 3).count() as u32;
+                        let limit = limits[usize::from(n % 3)];
+                        if board.admit(&taken.claim, kind(n), now, &Leaving::default()) {
+                            prop_assert!(limit.is_none_or(|limit| at < limit), "{at} of {limit:?}");
+                            let row = ClaimedRow { fence: 0, kind: kind(n), place: Place::UNKNOWN, counted: false };
+                            board.note_row(&taken.claim, &row);
+                            prop_assert!(claimed.insert(n, (queue, taken.claim.token)).is_none());
+                        } else {
+                            // One that was taken from the lane of its kind may come after it and count already.
+                            prop_assert!(board.running_of_kind(kind(n)) >= limit && limit.is_some());
+                            refused += 1;
+                            board.withdraw(&taken.claim);
+                            board.misfit(&taken.claim.id, taken.claim.token, kind(n), Label::EMPTY);
+                        }
                     }
                     let count = |claimed: &std::collections::BTreeMap<u8, (u8, i64)>, of: u8| {
                         claimed.values().filter(|(queue, _)| of == 9 || *queue == of).count() as u32
@@ -241,7 +295,8 @@ proptest! {
                             prop_assert!(rule.concurrency.is_none_or(|limit| is <= limit), "{is} of {queue}: {rule:?}");
                         }
                     }
-                    if got < want {
+                    // What was refused may have made room for others: they come with the next call.
+                    if got < want && refused == 0 {
                         prop_assert!(!board.may_hand_out(now), "something that is allowed waits");
                     }
                 }
@@ -260,7 +315,7 @@ proptest! {
                     let Some(number) = board.intern(&name(queue)) else { continue };
                     token += 1;
                     let row = AssertedRow {
-                        fence: 0, due: 0, queue: number, priority: 0, kind: Kind::ANY, written: n % 2 == 0, counted: false,
+                        fence: 0, due: 0, queue: number, priority: 0, kind: kind(n), written: n % 2 == 0, counted: false,
                     };
                     if board.assert_claim(workers[0], &Claim { id: id(n), token }, &row, now) {
                         claimed.insert(n, (queue, token));
@@ -276,15 +331,23 @@ proptest! {
                     rules[usize::from(queue)] = rule;
                 }
                 Op::Pass(time) => now += time,
+                Op::Limit(of, limit) => {
+                    prop_assert!(board.set_kind_limit(kind(of), limit));
+                    limits[usize::from(of)] = limit;
+                }
             }
             let board = memory.board();
-            let set = rules.iter().filter(|rule| rule.is_some()).count();
+            let set = rules.iter().filter(|rule| rule.is_some()).count() + limits.iter().flatten().count();
             prop_assert_eq!(board.head.gates as usize, set);
             for queue in 0..3_u8 {
                 let Some(place) = board.queues.iter().position(|known| *known == name(queue)) else { continue };
                 let claims = claimed.values().filter(|(of, _)| *of == queue).count() as u32;
                 let counted = board.gates[place].running();
                 prop_assert!(!board.gates[place].is_set() || counted == claims, "{counted} of {claims} in {queue}");
+            }
+            for of in 0..3_u8 {
+                let claims = claimed.keys().filter(|n| *n % 3 == of).count() as u32;
+                prop_assert!(board.running_of_kind(kind(of)).is_none_or(|running| running == claims), "{claims} at {of}");
             }
             // What is closed for a time opens at the moment that is told.
             if let Some(at) = board.next_opening(now) {

@@ -1,6 +1,8 @@
 //! How the board lies in memory. Every type is plain data without references or padding that matters.
 
 use super::QueueId;
+use super::kind_limit::KindLimit;
+use super::kind_limit::MAX_KIND_LIMITS;
 use super::weight::Weights;
 use crate::Micros;
 use crate::TaskId;
@@ -66,7 +68,7 @@ pub struct Head {
     pub(super) free: u32,
     pub(super) lanes: u16,
     pub(super) queues: u16,
-    /// Gates that are set.
+    /// Gates that are set, of queues and of steps.
     pub(super) gates: u32,
     /// Microseconds of waiting that count as much as one step of priority; 0 when waiting changes nothing.
     pub ageing: Micros,
@@ -75,6 +77,9 @@ pub struct Head {
     pub(super) settled_at: Micros,
     /// Until when a row that says that it runs is believed.
     pub(super) trusted_until: Micros,
+    /// Limits of steps; those in use come first.
+    pub(super) kind_limits: [KindLimit; MAX_KIND_LIMITS],
+    pub(super) kind_limits_len: u16,
 }
 
 impl Head {
@@ -92,6 +97,8 @@ impl Head {
         gates: 0,
         settled_at: 0,
         trusted_until: 0,
+        kind_limits: [KindLimit::NONE; MAX_KIND_LIMITS],
+        kind_limits_len: 0,
     };
 }
 
@@ -117,6 +124,8 @@ pub(super) const CANCELLED: u8 = 4;
 pub(super) const CANCEL_TOLD: u8 = 8;
 /// The claim took a token of a rate.
 pub(super) const SPENT: u8 = 16;
+/// The claim counts against the limit of its step.
+pub(super) const ADMITTED: u8 = 32;
 
 /// A task that is ready or claimed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -18,7 +18,7 @@ impl Board<'_> {
         for lane in 0..usize::from(self.head.lanes) {
             let mut need = self.lanes[lane].len;
             if self.head.gates > 0 && need > 0 {
-                need = need.min(self.allowance(self.lanes[lane].queue, now));
+                need = need.min(self.allowance(&self.lanes[lane], now));
             }
             let start = self.head.next_to_wake as usize;
             for offset in 0..places {
@@ -68,7 +68,7 @@ impl Board<'_> {
             && self.lanes_in_use().any(|lane| {
                 slot.takes(lane.queue)
                     && (lane.kind == Kind::ANY || slot.knows(lane.kind))
-                    && (self.head.gates == 0 || self.allowance(lane.queue, now) > 0)
+                    && (self.head.gates == 0 || self.allowance(lane, now) > 0)
             })
     }
 

@@ -74,10 +74,7 @@ impl Board<'_> {
             let slot = &self.workers[worker];
             let Some(choice) = slot.weights.next(open) else { break };
             let queue = slot.queues[choice];
-            let lane = (self.head.gates == 0 || self.allowance_beside(queue, now, leaving) > 0)
-                .then(|| self.best_lane_of(worker, queue))
-                .flatten();
-            let Some(lane) = lane else {
+            let Some(lane) = self.best_lane_of(worker, queue, now, leaving) else {
                 open &= !(1 << choice);
                 continue;
             };
@@ -88,12 +85,15 @@ impl Board<'_> {
         got
     }
 
-    fn best_lane_of(&self, worker: usize, queue: QueueId) -> Option<usize> {
+    fn best_lane_of(&self, worker: usize, queue: QueueId, now: Micros, leaving: &Leaving) -> Option<usize> {
         let slot = &self.workers[worker];
         (0..usize::from(self.head.lanes))
             .filter(|&lane| {
                 let lane = &self.lanes[lane];
-                lane.queue == queue && lane.len > 0 && (lane.kind == Kind::ANY || slot.knows(lane.kind))
+                lane.queue == queue
+                    && lane.len > 0
+                    && (lane.kind == Kind::ANY || slot.knows(lane.kind))
+                    && (self.head.gates == 0 || self.allowance_beside(lane, now, leaving) > 0)
             })
             .min_by_key(|&lane| self.lane_key::<true>(lane))
     }

@@ -217,9 +217,20 @@ async fn a_rate_wakes_idle_workers_for_each_token_and_never_gives_more() -> Resu
 
 #[tokio::test]
 async fn a_crash_keeps_a_pause_and_what_still_runs_counts_against_the_limit() -> Result<()> {
-    let server = own_server("e2e-queues-crash", &[])?;
-    let (db, ledger) = (Database::create(&server).await?, Ledger::new("crash")?);
-    db.run("SELECT pg_task.set_queue('a', concurrency => 1), pg_task.pause_queue('b')").await?;
+    crash("e2e-queues-crash", "SELECT pg_task.set_queue('a', concurrency => 1)").await
+}
+
+#[tokio::test]
+async fn what_still_runs_after_a_crash_counts_against_the_limit_of_its_step() -> Result<()> {
+    crash("e2e-steps-crash", "SELECT pg_task.limit_step('Test/Sleep', 1)").await
+}
+
+/// Crashes the server while one of three tasks runs of which only one may.
+async fn crash(name: &str, limit: &str) -> Result<()> {
+    let server = own_server(name, &[])?;
+    let (db, ledger) = (Database::create(&server).await?, Ledger::new(name)?);
+    db.run(limit).await?;
+    db.run("SELECT pg_task.pause_queue('b')").await?;
     let _workers = [db.known_worker(options(&ledger)).await?, db.known_worker(options(&ledger)).await?];
     enqueue_sleeps(&db, "a", 3, 4_000).await?;
     enqueue_notes(&db, "b", 5).await?;
@@ -242,6 +253,64 @@ async fn a_crash_keeps_a_pause_and_what_still_runs_counts_against_the_limit() ->
 }
 
 #[tokio::test]
+async fn a_step_has_its_limit_in_all_queues_and_others_pass_what_waits() -> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("step")?);
+    db.run("SELECT pg_task.limit_step('Test/Sleep', 3)").await?;
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        workers.push(db.known_worker(options(&ledger)).await?);
+    }
+    enqueue_sleeps(&db, "a", 40, 15).await?;
+    enqueue_sleeps(&db, "b", 40, 15).await?;
+    enqueue_notes(&db, "a", 100).await?;
+    db.until_done().await?;
+    assert_eq!((count(&ledger, "a"), count(&ledger, "b")), (180, 80));
+    let at_once = |ledger: &Ledger| {
+        let lines = ledger.lines().into_iter().filter(|line| line.contains(' '));
+        let steps = lines.map(|line| if line.ends_with("begins") { 1 } else { -1 });
+        steps
+            .scan(0, |now, step| {
+                *now += step;
+                Some(*now)
+            })
+            .max()
+    };
+    assert_eq!(at_once(&ledger), Some(3));
+
+    // Long ones wait for the others, which nothing holds back; the view tells, and that is no problem.
+    enqueue_sleeps(&db, "c", 8, 600_000).await?;
+    db.until("SELECT running = 3 AND waiting = 5 FROM pg_task.step_limits").await?;
+    enqueue_notes(&db, "c", 10).await?;
+    db.until("SELECT count(*) = 8 FROM pg_task.task").await?;
+    assert_eq!(db.ask("SELECT count(*) FROM pg_task.problems").await?, "0");
+    db.run("SELECT pg_task.limit_step('Test/Sleep', 5)").await?;
+    db.until("SELECT running = 5 AND waiting = 3 FROM pg_task.step_limits").await?;
+    db.run("BEGIN; SELECT pg_task.limit_step('Test/Sleep', 7); ROLLBACK").await?;
+    db.run("SELECT pg_task.limit_step('Test/Sleep')").await?;
+    db.until("SELECT count(*) = 8 FROM pg_task.running").await?;
+    // A limit that comes later counts what runs.
+    db.run("SELECT pg_task.limit_step('Test/Sleep', 8)").await?;
+    assert_eq!(db.ask("SELECT pg_task.step_running('Test/Sleep')").await?, "8");
+    db.run("SELECT pg_task.cancel(t.id) FROM pg_task.task AS t").await?;
+    db.until("SELECT running = 0 FROM pg_task.step_limits").await
+}
+
+#[tokio::test]
+async fn a_next_step_with_a_limit_waits_for_its_place() -> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("next")?);
+    let _workers = [db.known_worker(options(&ledger)).await?, db.known_worker(options(&ledger)).await?];
+    db.run("SELECT pg_task.limit_step('Test/Chain', 1)").await?;
+    db.run(&format!(
+        "SELECT pg_task.enqueue_many(array_agg(replace('{}', '#', n::text)::jsonb)) FROM generate_series(1, 20) AS n",
+        r##"{"Test":{"Chain":{"key":"a-#","left":4}}}"##
+    ))
+    .await?;
+    db.until_done().await?;
+    assert_eq!(ledger.lines().len(), 100);
+    db.until("SELECT running = 0 AND waiting = 0 FROM pg_task.step_limits").await
+}
+
+#[tokio::test]
 async fn wrong_settings_are_refused_with_what_to_do() -> Result<()> {
     let db = database().await?;
     let mut session = db.session().await?;
@@ -258,6 +327,14 @@ async fn wrong_settings_are_refused_with_what_to_do() -> Result<()> {
         ("SELECT pg_task.set_queue('a', rate => 1, per => '0')", "22023", "\"per (in milliseconds)\""),
         ("SELECT pg_task.set_queue('a', rate => 1, burst => -1)", "22023", "\"burst\" must be between"),
         ("SELECT pg_task.set_queue('a', burst => 1)", "22023", "\"burst\" needs a \"rate\""),
+        ("SELECT pg_task.limit_step(NULL, 1)", "22004", "\"step\" must not be NULL"),
+        ("SELECT pg_task.limit_step('Sleep', 1)", "22023", "is not the name of a step"),
+        ("SELECT pg_task.limit_step('Test/Sleep', 0)", "22023", "\"concurrency\" must be between 1 and"),
+        (
+            "INSERT INTO pg_task.step_limit (step, concurrency) SELECT 'T/' || n, 1 FROM generate_series(1, 65) AS n",
+            "53400",
+            "no place for the limit",
+        ),
         ("INSERT INTO pg_task.queue (name, rate) VALUES ('a', 1)", "23514", "queue_rate_is_whole"),
         (
             "INSERT INTO pg_task.queue (name, concurrency) VALUES ('a', 0)",
@@ -277,7 +354,7 @@ async fn wrong_settings_are_refused_with_what_to_do() -> Result<()> {
             "{sql}: {refusal:?}"
         );
     }
-    assert_eq!(session.ask("SELECT count(*) FROM pg_task.queue").await?, "0");
+    assert_eq!(session.ask("SELECT count(*) FROM pg_task.queue, pg_task.step_limit").await?, "0");
     // As many as there is place for, one more, and the scheduler serves what has no settings.
     session.run("INSERT INTO pg_task.queue (name, paused_at) SELECT 'q' || n, now() FROM generate_series(1, 512) AS n").await?;
     assert_eq!(session.refusal("SELECT pg_task.pause_queue('one more')").await?.code, "53400");

@@ -130,6 +130,8 @@ const EVERYTHING: &[&str] = &[
     "SELECT pg_task.resume(pg_task.uuid7()), pg_task.cancel(pg_task.uuid7()), pg_task.resume_all('q', 'T', 'x%')",
     "SELECT pg_task.stop_workers('00000000-0000-0000-0000-00000000000b')",
     "SELECT pg_task.set_queue('trapped', 3, 5, '1 s', 2), pg_task.pause_queue('trapped'), pg_task.resume_queue('trapped'), pg_task.drop_queue('trapped')",
+    "SELECT pg_task.limit_step('Test/Trapped', 3), pg_task.limit_step('Test/Trapped', NULL), pg_task.step_running('Test/Note')",
+    "TABLE pg_task.step_limits",
     "TABLE pg_task.queues",
     "TABLE pg_task.running",
     "TABLE pg_task.failed",

@@ -100,7 +100,15 @@ async fn a_standby_shows_tasks_refuses_to_write_and_hands_out_after_its_promotio
     copy.until("SELECT count(*) = 1 FROM pg_task.task").await?;
 
     let mut session = copy.session().await?;
-    let reads = ["claims", "lanes", "queue_states", "require_preload", "scheduler_state", "worker_states"];
+    let reads = [
+        "claims",
+        "lanes",
+        "queue_states",
+        "require_preload",
+        "scheduler_state",
+        "step_running",
+        "worker_states",
+    ];
     for call in calls(&mut session).await? {
         if reads.iter().any(|read| call.contains(&format!(".{read}("))) {
             session.run(&call).await?;
