@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault|soak|miri` and a few more.
+//! Development commands: `cargo xtask demo|test|lint|audit|cluster|bench|fault|soak|fuzz|miri` and a few more.
 #![expect(clippy::print_stdout, reason = "commands speak to people")]
 
 mod audit;
@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 mod endpoint;
 mod fault;
+mod fuzz;
 mod lint;
 mod majors;
 mod miri;
@@ -73,6 +74,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Random and hostile calls of every SQL function: each gets an answer, and the server stays whole.
+    Fuzz {
+        /// How many calls.
+        #[arg(long, default_value_t = 100_000)]
+        calls: u32,
+        /// What the calls come from; by default a fresh one, which is printed.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Load without faults and with reloads, for half an hour: memory, descriptors and the log must stay flat.
     #[command(disable_help_flag = true)]
     Soak {
@@ -96,6 +106,7 @@ fn main() -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(command),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Fault { arguments } => fault::run(&arguments),
+        Command::Fuzz { calls, seed } => fuzz::run(calls, seed),
         Command::Soak { arguments } => fault::soak(&arguments),
     }
 }
