@@ -68,6 +68,21 @@ CREATE FUNCTION pg_task.exchange_packed(
 COMMENT ON FUNCTION pg_task.exchange_packed(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[], bigint) IS
     'As exchange, with the answer in one value, which costs less to make and to read. docs/protocol.md tells its form';
 
+CREATE FUNCTION pg_task.finish(
+    worker uuid,
+    id uuid,
+    fence bigint,
+    token bigint,
+    outcome integer DEFAULT 0,
+    step jsonb DEFAULT NULL,
+    delay bigint DEFAULT NULL
+) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    AS 'MODULE_PATHNAME', 'finish_wrapper';
+COMMENT ON FUNCTION pg_task.finish(uuid, uuid, bigint, bigint, integer, jsonb, bigint) IS
+    'Brings one result inside the step''s own transaction: what the step wrote and the transition commit together. False: the claim is stale, roll back';
+
 CREATE FUNCTION pg_task.leave(worker uuid) RETURNS integer
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'leave_wrapper';

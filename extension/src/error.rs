@@ -99,7 +99,7 @@ pub enum Error {
         got: i64,
     },
     /// A transaction that was given tasks cannot be prepared.
-    #[error("cannot PREPARE a transaction that called pg_task.exchange")]
+    #[error("cannot PREPARE a transaction that called pg_task.exchange or pg_task.finish")]
     Prepare,
     /// A protocol version that this server does not speak.
     #[error("worker protocol {got} is not supported")]
@@ -148,8 +148,8 @@ pub enum Error {
         /// The number.
         got: usize,
     },
-    /// `exchange` in a transaction that it cannot run in.
-    #[error("pg_task.exchange cannot run {0}")]
+    /// `exchange` or `finish` in a transaction that it cannot run in.
+    #[error("pg_task.exchange and pg_task.finish cannot run {0}")]
     Transaction(&'static str),
     /// A trigger function was called in another way.
     #[error("the function can only be called as a trigger of pg_task.task")]
@@ -285,7 +285,7 @@ impl Error {
             Self::NullArgument { .. } => "Leave the argument out for its default, or pass a value.".into(),
             Self::NullElement { .. } => "Replace or remove the NULL.".into(),
             Self::OutOfRange { low, high, .. } => format!("Pass a value from {low} to {high}."),
-            Self::Prepare => "Call exchange outside a transaction block.".into(),
+            Self::Prepare => "End the transaction by COMMIT; call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
             Self::StepLimitsFull => "Forget a limit that is not needed any more: SELECT pg_task.limit_step(step, NULL).".into(),
@@ -300,7 +300,7 @@ impl Error {
                 "Keep large data in a table of your own and its key in the step, or raise pg_task.max_step_size.".into()
             }
             Self::TooMany { .. } => "Start several workers, each for some of them, or pass NULL for all.".into(),
-            Self::Transaction(_) => "Call it by itself, in a READ COMMITTED transaction and outside savepoints.".into(),
+            Self::Transaction(_) => "Call it in a READ COMMITTED transaction and outside savepoints.".into(),
             Self::TriggerOnly => "For a table of your own use pg_task.enqueue_row.".into(),
             Self::WorkerName { .. } => "Use a short name; it is for people only.".into(),
             Self::WorkersFull { .. } => "Raise pg_task.max_workers and restart the server.".into(),

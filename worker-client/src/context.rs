@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use chrono::DateTime;
@@ -11,6 +12,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::Tx;
 use crate::worker::Control;
 
 /// What a step may know beside its own fields; the argument of steps that are declared as `impl Step<Task, Context>`.
@@ -23,15 +25,33 @@ pub struct Context {
     pub(crate) due: i64,
     pub(crate) queue: Bytes,
     pub(crate) control: Arc<Control>,
+    /// The transaction of a step that has ended well in one, for the worker to commit.
+    pub(crate) transaction: OnceLock<Box<Tx>>,
 }
 
 /// What all steps of a worker share.
 pub(crate) struct Shared {
     pub(crate) db: PgPool,
+    pub(crate) worker: Uuid,
+    /// Whether there is a pooler between.
+    pub(crate) pooled: bool,
     pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Context {
+    /// The same for a step's transaction.
+    pub(crate) fn for_transaction(&self) -> Self {
+        let Self { task_id, token, tried, due, .. } = *self;
+        let (shared, queue, control) = (self.shared.clone(), self.queue.clone(), self.control.clone());
+        Self { shared, task_id, token, tried, due, queue, control, transaction: OnceLock::new() }
+    }
+
+    /// Keeps the transaction of a step that has ended well.
+    pub(crate) fn keep(&self, tx: Tx) {
+        // A context is of one run of one step: there is none yet.
+        let _ = self.transaction.set(Box::new(tx));
+    }
+
     /// The pool that the worker was made with.
     pub fn db(&self) -> &PgPool {
         &self.shared.db

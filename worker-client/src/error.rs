@@ -43,6 +43,16 @@ pub enum Error {
     Db(#[source] sqlx::Error, String),
 }
 
+/// A step's transaction could not begin: nothing was run.
+#[derive(Debug, thiserror::Error)]
+#[error("the step's transaction could not begin")]
+pub(crate) struct BeginError(#[source] pub(crate) sqlx::Error);
+
+/// A step's transaction did not commit, as far as is known.
+#[derive(Debug, thiserror::Error)]
+#[error("the step's transaction did not commit")]
+pub(crate) struct CommitError(#[source] pub(crate) sqlx::Error);
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -79,6 +89,19 @@ pub(crate) fn is_about_a_result(error: &sqlx::Error) -> bool {
 /// Whether the connection can be used after the error: the server has said what was wrong and goes on.
 pub(crate) fn leaves_connection(error: &sqlx::Error) -> bool {
     is_about_a_result(error) || has_class(error, &["40", "55"])
+}
+
+/// Whether a statement failed for the surroundings, not for what it is: the connection, the server or a lock.
+pub(crate) fn is_about_surroundings(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(_) => has_class(error, &["08", "25006", "40", "53", "55", "57", "58"]),
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
 }
 
 fn has_class(error: &sqlx::Error, classes: &[&str]) -> bool {

@@ -10,6 +10,7 @@ mod queue;
 mod source_chain;
 mod step;
 mod task_error;
+mod transaction;
 mod worker;
 
 pub use context::Context;
@@ -37,6 +38,7 @@ pub use task_error::TaskError;
 pub use task_error::TaskErrorListener;
 pub use task_error::listen_for_task_errors;
 pub use tokio_util::sync::CancellationToken;
+pub use transaction::Tx;
 pub use worker::Worker;
 
 /// What the macros expand to; not for direct use.

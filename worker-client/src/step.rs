@@ -17,11 +17,14 @@ use crate::Enqueue;
 use crate::NextStep;
 use crate::Result;
 use crate::StepResult;
+use crate::Tx;
+use crate::error::BeginError;
 
 /// A step of the task `Task`.
 ///
-/// `Cx` is what the step is given: the [`PgPool`] unless it says otherwise, or the whole [`Context`]. A type parameter, rather than
-/// a second method, lets both kinds of step stand side by side in one task and keeps each of them to one function:
+/// `Cx` is what the step is given: the [`PgPool`] unless it says otherwise, the whole [`Context`], or a transaction, [`Tx`], that commits
+/// together with the transition. A type parameter, rather than more methods, lets all kinds of step stand side by side in one task
+/// and keeps each of them to one function:
 ///
 /// ```rust
 /// # use pg_task_client as pg_task;
@@ -78,22 +81,42 @@ where
     }
 }
 
-/// What a step can be given: a [`PgPool`] or a [`Context`].
-pub trait StepArgument: private::Sealed + Sync {
-    /// The argument, out of the context.
+/// What a step can be given: a [`PgPool`], a [`Context`] or a [`Tx`].
+pub trait StepArgument: private::Sealed + Sized + Sync {
+    /// Runs a step with the argument, which comes out of the context.
     #[doc(hidden)]
-    fn of(cx: &Context) -> &Self;
+    fn run<Task, S: Step<Task, Self>>(step: S, cx: &Context)
+    -> impl Future<Output = StepResult<Task>> + Send;
 }
 
 impl StepArgument for PgPool {
-    fn of(cx: &Context) -> &Self {
-        cx.db()
+    fn run<Task, S: Step<Task>>(step: S, cx: &Context) -> impl Future<Output = StepResult<Task>> + Send {
+        step.step(cx.db())
     }
 }
 
 impl StepArgument for Context {
-    fn of(cx: &Context) -> &Self {
-        cx
+    fn run<Task, S: Step<Task, Self>>(
+        step: S,
+        cx: &Context,
+    ) -> impl Future<Output = StepResult<Task>> + Send {
+        step.step(cx)
+    }
+}
+
+impl StepArgument for Tx {
+    async fn run<Task, S: Step<Task, Self>>(step: S, cx: &Context) -> StepResult<Task> {
+        let tx = Self::begin(cx).await.map_err(BeginError)?;
+        let error = match step.step(&tx).await {
+            Ok(next) => {
+                // The task that this step is part of wraps what comes next: only the worker can store it.
+                cx.keep(tx);
+                return Ok(next);
+            }
+            Err(error) => error,
+        };
+        tx.roll_back().await;
+        Err(error)
     }
 }
 
@@ -101,6 +124,7 @@ mod private {
     pub trait Sealed {}
     impl Sealed for sqlx::PgPool {}
     impl Sealed for crate::Context {}
+    impl Sealed for crate::Tx {}
 }
 
 /// All tasks of a program, as the enum that [`crate::scheduler!`] makes.
@@ -147,7 +171,7 @@ where
     Inner: Into<Outer>,
     S: Step<Inner, Cx>,
 {
-    step.step(Cx::of(cx)).await.map(|next: NextStep<Inner>| next.map(Into::into))
+    Cx::run(step, cx).await.map(|next: NextStep<Inner>| next.map(Into::into))
 }
 
 #[doc(hidden)]

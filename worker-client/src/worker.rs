@@ -177,8 +177,9 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         if settings.polling.is_some_and(|interval| interval.is_zero()) {
             return Err(Error::Settings("the polling interval must not be zero"));
         }
-        let shared = Arc::new(Shared { db: self.db.clone(), state: self.state.clone() });
-        Dispatcher::<T>::start(Uuid::new_v4(), shared, settings.clone()).run().await
+        let (worker, pooled) = (Uuid::new_v4(), settings.polling.is_some());
+        let shared = Arc::new(Shared { db: self.db.clone(), worker, pooled, state: self.state.clone() });
+        Dispatcher::<T>::start(shared, settings.clone()).run().await
     }
 }
 

@@ -1,4 +1,4 @@
-//! `pg_task.exchange`, `pg_task.exchange_packed` and `pg_task.heartbeat`.
+//! `pg_task.exchange`, `pg_task.exchange_packed`, `pg_task.finish` and `pg_task.heartbeat`.
 
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
@@ -85,7 +85,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 
     spi::connected(|spi| {
-        let left = results::write(slot, spi, &results, &held, room, &mut output);
+        let (left, _) = results::write(slot, spi, &results, &held, room, &mut output);
         if let Some((caller, _)) = caller.filter(|_| room > 0) {
             let claimed = claim::claim(slot, spi, &caller, left, &mut output);
             if claimed.more {
@@ -103,6 +103,28 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     }
     Ok(output.finish())
 }
+
+/// One result inside the step's own transaction: memory learns of it when that commits, and nothing else is done for the worker.
+fn finish(call: &mut Call) -> Result<Option<Datum>, Error> {
+    check_transaction()?;
+    let slot = serving_slot()?;
+    let worker_id = call.uuid(0, "worker")?;
+    let result = results::read_one(call)?;
+    let held = slot.with_board(|board| {
+        // For the check of the role.
+        find_worker(board, &worker_id)?;
+        Ok::<_, Error>(held_claim(board, &result, &worker_id))
+    })?;
+    let mut output = Output::Packed(Packed::new());
+    let (_, refused) = spi::connected(|spi| results::write(slot, spi, &[result], &[held], 0, &mut output));
+    Ok(Some(Datum::from(refused == 0)))
+}
+sql_function!(
+    "finish_wrapper",
+    "pg_finfo_finish_wrapper",
+    finish,
+    "finish(worker uuid, id uuid, fence bigint, token bigint, outcome integer, step jsonb, delay bigint) RETURNS boolean"
+);
 
 /// What memory knows of a result's task. A claim of another worker is as stale for this one as a claim under another token,
 /// whatever token it names.

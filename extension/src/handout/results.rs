@@ -159,6 +159,24 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
     Ok(results)
 }
 
+/// Reads the arguments of a `finish` call: a next step that cannot be stored fails the call, whose transaction is not to commit then.
+pub fn read_one(call: &Call) -> Result<StepResult, Error> {
+    let int8 =
+        |index: usize, name: &'static str| call.required(index, name).map(|datum| datum.value() as i64);
+    let step = || {
+        let step = call.required(5, "step")?;
+        // SAFETY: declared as jsonb.
+        unsafe { jsonb::check(step) }.map(|()| step)
+    };
+    let outcome = match i64::from(call.int4(4, "outcome")?) {
+        0 => Outcome::Done,
+        1 => Outcome::Next(step()?),
+        2 => Outcome::NextAt(step()?, due_after(int8(6, "delay")?)?),
+        got => return Err(Error::OutOfRange { name: "outcome", low: 0, high: 2, got }),
+    };
+    Ok(StepResult { id: call.uuid(1, "id")?, fence: int8(2, "fence")?, token: int8(3, "token")?, outcome })
+}
+
 fn due_after(delay: i64) -> Result<Micros, Error> {
     if delay < 0 {
         return Err(Error::NegativeDelay);
@@ -179,7 +197,7 @@ fn valid(outcome: Outcome) -> Outcome {
 }
 
 /// Writes the results and notes what memory is to learn at commit. `held` is what memory knows of each; `room` next steps may
-/// stay with the worker. Returns the room that is left.
+/// stay with the worker. Returns the room that is left and how many results were refused.
 pub fn write(
     slot: Slot,
     spi: &Connected,
@@ -187,9 +205,9 @@ pub fn write(
     held: &[Option<Entry>],
     room: u32,
     output: &mut Output,
-) -> u32 {
+) -> (u32, u64) {
     if results.is_empty() {
-        return room;
+        return (room, 0);
     }
     let mut writer = Writer {
         slot,
@@ -215,13 +233,13 @@ pub fn write(
     writer.give_back();
     writer.delete(&mut deletes);
     writer.update(&mut updates, output);
-    writer.refuse(output);
+    let refused = writer.refuse(output);
     let Writer { room, mut ends, mut hints, .. } = writer;
     unsettled(slot, |unsettled| {
         unsettled.ends.append(&mut ends);
         unsettled.hints.append(&mut hints);
     });
-    room
+    (room, refused)
 }
 
 /// One call's results while they are written.
@@ -387,7 +405,7 @@ impl Writer<'_> {
     }
 
     /// Everything else: the claim is stale.
-    fn refuse(&mut self, output: &mut Output) {
+    fn refuse(&mut self, output: &mut Output) -> u64 {
         let mut count = 0;
         for (index, result) in self.results.iter().enumerate() {
             if self.written[index] {
@@ -401,6 +419,7 @@ impl Writer<'_> {
             }
         }
         self.slot.control().refused.fetch_add(count, Relaxed);
+        count
     }
 }
 

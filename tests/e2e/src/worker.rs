@@ -10,12 +10,13 @@ use pg_task::Context;
 use pg_task::NextStep;
 use pg_task::Step;
 use pg_task::StepResult;
+use pg_task::Tx;
 use pg_task::Worker;
 use serde::Deserialize;
 use serde::Serialize;
 use sqlx::PgPool;
 
-pg_task::task!(Test { Abort, Chain, CrashMachine, Fail, Later, Note, Panic, Sleep });
+pg_task::task!(Test { Abort, Chain, CrashMachine, Exact, Fail, Later, Note, Panic, Sleep });
 pg_task::scheduler!(Tasks { Test });
 
 /// The ledger's file.
@@ -137,6 +138,58 @@ impl Step<Test, Context> for CrashMachine {
         // The shell's parent is the backend; when that is killed the postmaster restarts everything.
         let _ = sqlx::query("COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'").execute(cx.db()).await;
         std::process::abort()
+    }
+}
+
+/// Writes a row into the table `effect` and enqueues a child, in the transaction of its transition.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Exact {
+    key: String,
+    left: u32,
+    /// What goes wrong in its first attempt: nothing, `fails`, `panics`, `breaks` (a statement whose error it swallows), `savepoint`, `large`
+    /// (the next step), `waits` (until the table `gate` has a row).
+    how: String,
+}
+
+impl Step<Test, Tx> for Exact {
+    const RETRY_LIMIT: i32 = 1;
+    const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+    async fn step(self, tx: &Tx) -> StepResult<Test> {
+        let Self { key, left, how } = self;
+        let (ledger, first) = (tx.context().state::<Ledger>(), tx.context().attempt() == 1);
+        ledger.note(&format!("{key} {left} {}", tx.context().token()))?;
+        sqlx::query("INSERT INTO effect (key, seq) VALUES ($1, $2)")
+            .bind(&key)
+            .bind(i64::from(left))
+            .execute(tx)
+            .await?;
+        let child = Tasks::Test(Note { key: format!("child of {key} {left}") }.into());
+        pg_task::Enqueue::new().queue("children").enqueue(tx, &child).await?;
+        match how.as_str() {
+            "fails" if first => return Err("not in this attempt".into()),
+            "panics" if first => panic!("the step was not ready for this"),
+            "breaks" if first => assert!(sqlx::query("SELECT 1 / 0").execute(tx).await.is_err()),
+            "savepoint" if first => _ = sqlx::query("SAVEPOINT open").execute(tx).await?,
+            "large" if first => {
+                return NextStep::now(Exact { key: "x".repeat(9 << 20), left, how });
+            }
+            "waits" => loop {
+                // On other connections: this one's statements belong to the step.
+                let open: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM gate)")
+                    .fetch_one(tx.context().db())
+                    .await?;
+                if open {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            },
+            _ => {}
+        }
+        match left {
+            0 => NextStep::none(),
+            left => NextStep::now(Exact { key, left: left - 1, how }),
+        }
     }
 }
 

@@ -83,6 +83,7 @@ async fn null_is_refused_wherever_it_has_no_meaning() -> Result<()> {
         ),
         ("heartbeat(NULL)", "worker"),
         ("leave(NULL)", "worker"),
+        ("finish(NULL, NULL, NULL, NULL)", "worker"),
         ("exchange(NULL)", "worker"),
         (&format!("exchange({WORKER}, NULL)"), "want"),
         (&format!("exchange({WORKER}, 0, ARRAY[{WORKER}::uuid])"), "fences"),

@@ -1,6 +1,7 @@
 //! A campaign: rounds of faults under the load, a check after every few of them, and the summary.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -218,7 +219,7 @@ pub(crate) async fn examine(
             began.elapsed().as_secs_f64()
         );
         // The next check begins from nothing. Nothing runs now that could still write.
-        scene.run("DELETE FROM pg_task.task; TRUNCATE effect").await?;
+        scene.run("DELETE FROM pg_task.task; TRUNCATE effect, exact").await?;
         std::fs::File::create(&scene.ledger_path)?;
         evidence.lines.clear();
         return Ok(());
@@ -281,7 +282,15 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
         let (key, token) = row.split_once(' ')?;
         Some((key.parse().ok()?, token.parse().ok()?))
     });
+    let exact = scene.column("SELECT key || ' ' || seq || ' ' || token FROM exact").await?;
+    let exact = exact.iter().filter_map(|row| {
+        let [key, seq, token] = row.split(' ').collect::<Vec<_>>()[..] else { return None };
+        Some((key.parse().ok()?, (seq.parse().ok()?, token.parse().ok()?)))
+    });
+    let mut exactly: HashMap<u64, Vec<(u32, i64)>> = HashMap::new();
+    exact.for_each(|(key, row)| exactly.entry(key).or_default().push(row));
     Ok(Evidence {
+        exactly,
         rows: rows.collect(),
         effects: effects.collect(),
         lines: ledger::read(&scene.ledger_path)?,

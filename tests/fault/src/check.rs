@@ -8,7 +8,8 @@
 //! - every step that runs was led to by exactly one run of the step before it: a doubled transition would lead there twice;
 //! - attempts are counted: never fewer than before, one more after an error, no more than runs and faults explain; a parked task has had
 //!   exactly as many as its reason says;
-//! - what a step writes with its token as a fence never goes back.
+//! - what a step writes with its token as a fence never goes back;
+//! - what a step writes in the transaction of its transition is there once if it led on, by the run that did, and never twice.
 
 mod runs;
 
@@ -35,6 +36,8 @@ pub struct Evidence {
     pub rows: Vec<Row>,
     /// What the fenced steps wrote: the token by the task's key.
     pub effects: HashMap<u64, i64>,
+    /// What steps wrote in the transaction of their transition: step and token by the task's key.
+    pub exactly: HashMap<u64, Vec<(u32, i64)>>,
     /// The faults.
     pub faults: Vec<Span>,
     /// `pg_task.lost_limit`.
@@ -109,6 +112,7 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
             story.ended(plan, &rows, &mut complain);
             story.transitions(plan, &mut complain);
             story.attempts(plan, evidence, &mut complain);
+            story.exactly(plan, evidence.exactly.get(&key).map_or(&[], Vec::as_slice), &mut complain);
             story.effect(plan, evidence.effects.get(&key).copied(), &mut complain);
         }
     }
@@ -187,6 +191,41 @@ impl<'a> Story<'a> {
         // A deletion whose commit is not known explains a row that is gone.
         if enqueued && !done && !self.cancelling && !self.rolled_back {
             complain("lost: its row is gone, and its last step never ended".to_owned());
+        }
+    }
+
+    /// What steps wrote in the transaction of their transition.
+    fn exactly(&self, plan: Plan, written: &[(u32, i64)], complain: &mut impl FnMut(String)) {
+        if plan.kind != Kind::Exact {
+            return;
+        }
+        for seq in 0..=plan.last_step() {
+            let tokens: Vec<i64> =
+                written.iter().filter(|(other, _)| *other == seq).map(|(_, token)| *token).collect();
+            if tokens.len() > 1 {
+                complain(format!("step {seq} has written {} times: {tokens:?}", tokens.len()));
+            }
+            // The next step names the run that led to it.
+            let next = self.runs.iter().find(|(run, _)| run.seq == seq + 1).map(|(run, _)| run.via);
+            if let Some(via) = next
+                && tokens != [via]
+            {
+                complain(format!("step {seq} went on with token {via}, and what was written is {tokens:?}"));
+            }
+            let ended = seq == plan.last_step()
+                && !self.cancelling
+                && !self.rolled_back
+                && (self.committed || !self.runs.is_empty());
+            if ended && tokens.is_empty() {
+                complain(format!("the last step {seq} has ended, and nothing was written"));
+            }
+            for token in &tokens {
+                if !self.runs.iter().any(|(run, _)| run.seq == seq && run.token == *token) {
+                    complain(format!(
+                        "the token {token} has written for step {seq}, and no run of it had it"
+                    ));
+                }
+            }
         }
     }
 

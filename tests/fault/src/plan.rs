@@ -14,6 +14,8 @@ pub enum Kind {
     Chain,
     /// Fails until the world is mended for it; is parked and resumed.
     Doomed,
+    /// Steps that write a row each in the transaction of their transition.
+    Exact,
     /// Writes to a table with its attempt token as a fence.
     Fenced,
     /// Fails in its first attempts.
@@ -30,9 +32,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Chain,
         Self::Doomed,
+        Self::Exact,
         Self::Fenced,
         Self::Flaky,
         Self::Future,
@@ -46,6 +49,7 @@ impl Kind {
         match self {
             Self::Chain => "Chain",
             Self::Doomed => "Doomed",
+            Self::Exact => "Exact",
             Self::Fenced => "Fenced",
             Self::Flaky => "Flaky",
             Self::Future => "Future",
@@ -60,7 +64,7 @@ impl Kind {
         match self {
             Self::Doomed => 1,
             // Its errors are those of the database under fault.
-            Self::Fenced => 20,
+            Self::Exact | Self::Fenced => 20,
             Self::Flaky => 6,
             _ => 0,
         }
@@ -102,7 +106,8 @@ impl Plan {
             55..70 => (Kind::Later, rng.u32(1..4)),
             70..80 => (Kind::Flaky, rng.u32(1..4)),
             80..83 => (Kind::Doomed, 0),
-            83..90 => (Kind::Slow, rng.u32(0..4)),
+            83..88 => (Kind::Slow, rng.u32(0..4)),
+            88..94 => (Kind::Exact, rng.u32(0..4)),
             _ => (Kind::Fenced, 0),
         };
         Self { kind, last }

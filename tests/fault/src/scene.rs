@@ -226,8 +226,11 @@ impl Scene {
         self.run_in("postgres", &format!("CREATE DATABASE {DATABASE}")).await?;
         self.run("CREATE EXTENSION pg_task").await?;
         self.run("CREATE TABLE effect (key bigint PRIMARY KEY, token bigint NOT NULL)").await?;
+        // No constraint: a row that is written twice is to show.
+        self.run("CREATE TABLE exact (key bigint NOT NULL, seq bigint NOT NULL, token bigint NOT NULL)")
+            .await?;
         self.run(&format!("CREATE ROLE {WORKER_ROLE} LOGIN PASSWORD '{WORKER_PASSWORD}'")).await?;
-        self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect TO {WORKER_ROLE}")).await?;
+        self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect, exact TO {WORKER_ROLE}")).await?;
         self.run(&format!("SELECT pg_task.grant_work('{WORKER_ROLE}')")).await?;
         self.until("SELECT state = 'running' FROM pg_task.scheduler", PATIENCE).await
     }

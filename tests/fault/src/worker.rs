@@ -9,6 +9,7 @@ use pg_task::Context;
 use pg_task::NextStep;
 use pg_task::Step;
 use pg_task::StepResult;
+use pg_task::Tx;
 use pg_task::Worker;
 use pg_task_fault::ledger::End;
 use pg_task_fault::ledger::Entry;
@@ -18,7 +19,7 @@ use pg_task_fault::plan::Kind;
 use serde::Deserialize;
 use serde::Serialize;
 
-pg_task::task!(Load { Chain, Doomed, Fenced, Flaky, Future, Later, Noop, Slow });
+pg_task::task!(Load { Chain, Doomed, Exact, Fenced, Flaky, Future, Later, Noop, Slow });
 pg_task::scheduler!(Tasks { Load });
 
 /// What the steps share.
@@ -58,6 +59,8 @@ payload! {
     Chain
     /// Fails until the world is mended.
     Doomed
+    /// Writes a row in the transaction of its transition.
+    Exact
     /// Writes with its token as a fence.
     Fenced
     /// Fails in its first attempts.
@@ -206,6 +209,33 @@ async fn write(cx: &Context, key: u64) -> sqlx::Result<u64> {
     Ok(written.rows_affected())
 }
 
+impl Step<Load, Tx> for Exact {
+    const RETRY_LIMIT: i32 = 20;
+    const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+    async fn step(self, tx: &Tx) -> StepResult<Load> {
+        let (Self { key, seq, last, via }, cx) = (self, tx.context());
+        begin(cx, key, seq, via)?;
+        let written = sqlx::query("INSERT INTO exact (key, seq, token) VALUES ($1, $2, $3)")
+            .persistent(false)
+            .bind(key as i64)
+            .bind(i64::from(seq))
+            .bind(cx.token())
+            .execute(tx)
+            .await;
+        if let Err(error) = written {
+            end(cx, key, seq, End::Failed)?;
+            return Err(error.into());
+        }
+        if seq == last {
+            end(cx, key, seq, End::Done)?;
+            return NextStep::none();
+        }
+        end(cx, key, seq, End::Next)?;
+        NextStep::now(Self { key, seq: seq + 1, last, via: cx.token() })
+    }
+}
+
 impl Step<Load, Context> for Future {
     async fn step(self, cx: &Context) -> StepResult<Load> {
         begin(cx, self.key, self.seq, self.via)?;
@@ -230,6 +260,7 @@ async fn main() -> anyhow::Result<()> {
     // The plans' retry limits are the steps': the check relies on it.
     assert_eq!(Kind::Flaky.retry_limit(), Flaky::RETRY_LIMIT);
     assert_eq!(Kind::Doomed.retry_limit(), Doomed::RETRY_LIMIT);
+    assert_eq!(Kind::Exact.retry_limit(), Exact::RETRY_LIMIT);
     assert_eq!(Kind::Fenced.retry_limit(), Fenced::RETRY_LIMIT);
     let db = sqlx::postgres::PgPoolOptions::new()
         .max_connections(2)

@@ -136,7 +136,8 @@ pub(super) struct Dispatcher<T> {
 
 impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     /// Starts the parts.
-    pub(super) fn start(worker: Uuid, shared: Arc<Shared>, settings: Settings) -> Self {
+    pub(super) fn start(shared: Arc<Shared>, settings: Settings) -> Self {
+        let worker = shared.worker;
         let (sender, events) = mpsc::unbounded_channel();
         let (session, commands) = mpsc::unbounded_channel();
         let mut steps = Vec::new();
@@ -283,6 +284,8 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             if self.running.get(&id).is_some_and(|running| running.token == token) {
                 self.running.remove(&id);
                 match result.outcome {
+                    // The next step went back to the queue with the commit.
+                    Outcome::Committed(due) => self.work_expected |= due,
                     Outcome::Dropped => debug!("[{id}] attempt {token} was dropped"),
                     _ => self.results.push_back(result),
                 }

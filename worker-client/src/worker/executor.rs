@@ -29,18 +29,29 @@ use tracing::Instrument;
 use tracing::debug;
 use tracing::error;
 use tracing::info;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::Context;
 use crate::NextStep;
 use crate::Step;
+use crate::StepError;
 use crate::StepResult;
+use crate::Tx;
 use crate::context::Shared;
 use crate::enqueue;
+use crate::error;
+use crate::error::BeginError;
+use crate::error::CommitError;
 use crate::source_chain;
+use crate::transaction::Finish;
 
 /// How long a runner may go on before it lets others of its thread have a turn.
 const TURN: Duration = Duration::from_micros(200);
+
+/// Retries of a transaction that failed for its surroundings, if the step has fewer: as many as the server allows for lost workers by
+/// default (`pg_task.lost_limit`). Nothing that the step did is left then.
+const LOST_LIMIT: i32 = 3;
 
 /// A step to run.
 pub(super) struct Start<T> {
@@ -109,6 +120,8 @@ pub(super) enum Outcome<T> {
     Release,
     Unknown,
     Broken(String),
+    /// Its transaction has committed together with the transition: there is nothing to bring. Whether the next step is due now.
+    Committed(bool),
     /// It was dropped; nothing is told to the server, which has given the task away.
     Dropped,
 }
@@ -121,7 +134,7 @@ impl<T> Outcome<T> {
             Self::NextAfter(..) => 2,
             Self::Retry(_) => 3,
             Self::Park(_) => 4,
-            Self::Release | Self::Dropped => 5,
+            Self::Release | Self::Committed(_) | Self::Dropped => 5,
             Self::Unknown => 6,
             Self::Broken(_) => 7,
         }
@@ -254,7 +267,7 @@ impl<T> Inner<T> {
 /// Polls a step once. What it ended in, or nothing if it goes on in a task of its own.
 async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Start<T>) -> Option<Finished<T>> {
     let Start { claim, tried, source, control } = start;
-    let Claim { id, token, due, .. } = claim;
+    let Claim { id, fence, token, due, .. } = claim;
     let queue = claim.queue.clone();
     let finished = move |outcome| Finished { claim, outcome };
     let step = match decode::<T>(source) {
@@ -266,22 +279,43 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
     };
     let (limit, delay) = (step.retry_limit(), step.retry_delay());
     let shared = inner.shared.clone();
-    let context = Context { shared, task_id: id, token, tried, due, queue, control: control.clone() };
+    let mut context = Context {
+        shared,
+        task_id: id,
+        token,
+        tried,
+        due,
+        queue,
+        control: control.clone(),
+        transaction: OnceLock::new(),
+    };
     let span = tracing::info_span!("step", task = %id, attempt = context.attempt());
     let future = async move {
         info!("[{id}] run step {step:?}");
-        step.step(&context).await
+        let result = step.step(&context).await;
+        result.map(|next| (next, context.transaction.take()))
     };
     let mut future = Caught(Box::pin(future.instrument(span)));
     let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
-    if let Poll::Ready(result) = first {
-        return Some(finished(outcome(id, tried, limit, delay, result)));
-    }
+    let attempt = Attempt { id, fence, tried, limit, delay };
+    let first = match first {
+        Poll::Ready(Ok((next, None))) => return Some(finished(attempt.outcome(Ok(next)))),
+        Poll::Ready(Err(error)) => return Some(finished(attempt.outcome(Err(error)))),
+        Poll::Ready(Ok((next, Some(tx)))) => Some((next, tx)),
+        Poll::Pending => None,
+    };
     let inner = inner.clone();
     tokio::spawn(async move {
-        let outcome = tokio::select! {
-            result = future => outcome(id, tried, limit, delay, result),
-            () = control.drop.notified() => Outcome::Dropped,
+        let outcome = match first {
+            Some((next, tx)) => attempt.commit(next, tx).await,
+            None => tokio::select! {
+                result = future => match result {
+                    Ok((next, Some(tx))) => attempt.commit(next, tx).await,
+                    Ok((next, None)) => attempt.outcome(Ok(next)),
+                    Err(error) => attempt.outcome(Err(error)),
+                },
+                () = control.drop.notified() => Outcome::Dropped,
+            },
         };
         inner.finish(finished(outcome));
     });
@@ -291,8 +325,8 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
 /// A future whose panic is an error.
 struct Caught<F>(Pin<Box<F>>);
 
-impl<T, F: Future<Output = StepResult<T>>> Future for Caught<F> {
-    type Output = StepResult<T>;
+impl<T, F: Future<Output = Result<T, StepError>>> Future for Caught<F> {
+    type Output = Result<T, StepError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
         match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
@@ -327,41 +361,81 @@ fn decode<T: DeserializeOwned>(source: Source<T>) -> Result<T, Outcome<T>> {
         }
     })
 }
-fn outcome<T: Step<T, Context>>(
+
+/// What is known of a run before it ends.
+#[derive(Clone, Copy)]
+struct Attempt {
     id: Uuid,
+    fence: i64,
     tried: i32,
     limit: i32,
     delay: Duration,
-    result: StepResult<T>,
-) -> Outcome<T> {
-    let attempt = tried.saturating_add(1);
-    match result {
-        Ok(NextStep::None) => {
-            info!("[{id}] done");
-            Outcome::Done
+}
+
+impl Attempt {
+    fn outcome<T: Step<T, Context>>(self, result: StepResult<T>) -> Outcome<T> {
+        let Self { id, tried, limit, delay, .. } = self;
+        let attempt = tried.saturating_add(1);
+        match result {
+            Ok(NextStep::None) => {
+                info!("[{id}] done");
+                Outcome::Done
+            }
+            Ok(NextStep::Now(step)) => match enqueue::step(&step) {
+                Ok(json) => {
+                    debug!("[{id}] goes on with {step:?}");
+                    Outcome::Next(json, step)
+                }
+                Err(error) => Outcome::Park(source_chain::text(&error)),
+            },
+            Ok(NextStep::Delayed(step, after)) => match enqueue::step(&step) {
+                Ok(json) => {
+                    debug!("[{id}] goes on in {after:?} with {step:?}");
+                    Outcome::NextAfter(json, enqueue::micros(after))
+                }
+                Err(error) => Outcome::Park(source_chain::text(&error)),
+            },
+            Err(error) => {
+                let text = source_chain::text(&*error);
+                let limit = match error.downcast_ref() {
+                    Some(BeginError(error)) if error::is_about_surroundings(error) => limit.max(LOST_LIMIT),
+                    _ => limit,
+                };
+                if tried < limit {
+                    debug!("[{id}] attempt {attempt} failed, {limit} retries, the next in {delay:?}: {text}");
+                    Outcome::Retry(enqueue::micros(delay))
+                } else {
+                    error!("[{id}] parked after attempt {attempt}: {text}");
+                    Outcome::Park(text)
+                }
+            }
         }
-        Ok(NextStep::Now(step)) => match enqueue::step(&step) {
-            Ok(json) => {
-                debug!("[{id}] goes on with {step:?}");
-                Outcome::Next(json, step)
+    }
+
+    /// Commits a step's transaction together with its transition.
+    ///
+    /// When the answer is lost, whether it committed is asked of the row: what is brought then names the old fence, waits for
+    /// the transaction if it still goes on, and is refused if it has committed.
+    async fn commit<T: Step<T, Context>>(self, next: NextStep<T>, tx: Box<Tx>) -> Outcome<T> {
+        let Self { id, fence, limit, .. } = self;
+        let outcome = self.outcome(Ok(next));
+        if matches!(outcome, Outcome::Park(_)) {
+            tx.roll_back().await;
+            return outcome;
+        }
+        match tx.finish(fence, outcome.code(), outcome.step(), outcome.delay()).await {
+            Finish::Committed => Outcome::Committed(matches!(outcome, Outcome::Next(..))),
+            Finish::Failed(error) => {
+                let surroundings = error::is_about_surroundings(&error);
+                let limit = if surroundings { limit.max(LOST_LIMIT) } else { limit };
+                Self { limit, ..self }.outcome(Err(CommitError(error).into()))
             }
-            Err(error) => Outcome::Park(source_chain::text(&error)),
-        },
-        Ok(NextStep::Delayed(step, after)) => match enqueue::step(&step) {
-            Ok(json) => {
-                debug!("[{id}] goes on in {after:?} with {step:?}");
-                Outcome::NextAfter(json, enqueue::micros(after))
-            }
-            Err(error) => Outcome::Park(source_chain::text(&error)),
-        },
-        Err(error) => {
-            let text = source_chain::text(&*error);
-            if tried < limit {
-                debug!("[{id}] attempt {attempt} failed, {limit} retries, the next in {delay:?}: {text}");
-                Outcome::Retry(enqueue::micros(delay))
-            } else {
-                error!("[{id}] parked after attempt {attempt}: {text}");
-                Outcome::Park(text)
+            Finish::Refused => {
+                warn!(
+                    "[{id}] the step's transaction was rolled back: the task was changed, cancelled or given to another worker"
+                );
+                // Nothing was written: the claim, if there still is one, is given back, and the row read anew.
+                Outcome::Release
             }
         }
     }

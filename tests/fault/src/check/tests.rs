@@ -175,6 +175,31 @@ fn a_write_that_went_back_is_found() {
 }
 
 #[test]
+fn what_a_transactional_step_wrote_not_at_all_twice_or_by_another_run_is_found() {
+    let lines = [
+        "100 1 intended Exact 1",
+        "102 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "102 1 ended step 0 token 10 next",
+        "103 1 began step 0 token 11 attempt 1 via 0 worker 8",
+        "103 1 ended step 0 token 11 next",
+        "104 1 began step 1 token 12 attempt 1 via 11 worker 8",
+        "104 1 ended step 1 token 12 done",
+    ];
+    let mut evidence = evidence(&lines);
+    let mut written = |rows: &[(u32, i64)]| {
+        evidence.exactly.insert(1, rows.to_vec());
+        evidence.clone()
+    };
+    assert_eq!(complaints(&written(&[(0, 11), (1, 12)])), Vec::<String>::new());
+    assert_found(&written(&[(0, 10), (0, 11), (1, 12)]), "step 0 has written 2 times");
+    assert_found(&written(&[(1, 12)]), "what was written is []");
+    assert_found(&written(&[(0, 10), (1, 12)]), "what was written is [10]");
+    assert_found(&written(&[(0, 11)]), "nothing was written");
+    assert_found(&written(&[(0, 11), (1, 12), (1, 12)]), "step 1 has written 2 times");
+    assert_found(&written(&[(0, 11), (1, 99)]), "no run of it had it");
+}
+
+#[test]
 fn a_task_of_tomorrow_that_ran_or_is_gone_is_found() {
     let lines = ["100 1 intended Future 0", "101 1 committed"];
     assert_found(&evidence(&lines), "its row is gone");

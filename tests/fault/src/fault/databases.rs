@@ -31,7 +31,8 @@ pub(super) async fn extension(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow:
     };
     let mut count = 0;
     for _ in 0..rng.u32(1..4) {
-        scene.insist_in(SIDE, "CREATE EXTENSION IF NOT EXISTS pg_task; CREATE TABLE IF NOT EXISTS effect (key bigint PRIMARY KEY, token bigint NOT NULL)").await?;
+        scene.insist_in(SIDE, "CREATE EXTENSION IF NOT EXISTS pg_task; CREATE TABLE IF NOT EXISTS effect (key bigint PRIMARY KEY, token bigint NOT NULL); \
+             CREATE TABLE IF NOT EXISTS exact (key bigint NOT NULL, seq bigint NOT NULL, token bigint NOT NULL)").await?;
         let steps: Vec<_> = tasks(rng).into_iter().map(|step| (0, step)).collect();
         let _ = scene.run_in(SIDE, &load::inserts(&steps)).await;
         tokio::time::sleep(Duration::from_millis(rng.u64(0..800))).await;
