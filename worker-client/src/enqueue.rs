@@ -1,5 +1,7 @@
 //! Enqueueing, on any executor: a pool, a connection, a transaction of the caller's.
 
+mod copy;
+
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 use crate::Error;
 use crate::Result;
 use crate::Scheduler;
+pub use copy::enqueue_copy;
 
 /// Enqueues a task that is due now. Returns its id.
 ///
@@ -217,6 +220,8 @@ mod tests {
                     crate::enqueue(&db, &task).await?;
                     crate::delay(&db, &task, delay).await?;
                     crate::schedule(&db, &task, at).await?;
+                    let mut transaction = db.begin().await.map_err(crate::Error::AddTask)?;
+                    crate::enqueue_copy(&mut transaction, [&task]).await?;
                     crate::enqueue_many(&db, &[task]).await
                 }
             });

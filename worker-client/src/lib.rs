@@ -17,6 +17,7 @@ pub use context::Context;
 pub use enqueue::Enqueue;
 pub use enqueue::delay;
 pub use enqueue::enqueue;
+pub use enqueue::enqueue_copy;
 pub use enqueue::enqueue_many;
 pub use enqueue::schedule;
 pub use error::Error;
