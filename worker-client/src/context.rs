@@ -32,6 +32,7 @@ pub struct Context {
 /// What all steps of a worker share.
 pub(crate) struct Shared {
     pub(crate) db: PgPool,
+    /// Nil in tests without a worker.
     pub(crate) worker: Uuid,
     /// Whether there is a pooler between.
     pub(crate) pooled: bool,

@@ -10,6 +10,7 @@ mod queue;
 mod source_chain;
 mod step;
 mod task_error;
+pub mod testing;
 mod transaction;
 mod worker;
 

@@ -63,7 +63,11 @@ impl Tx {
     /// Begins the transaction of a step.
     pub(crate) async fn begin(cx: &Context) -> sqlx::Result<Self> {
         // Whatever the default is: the finish reads the row as it is at that moment.
-        let transaction = cx.db().begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let transaction = match cx.shared.worker.is_nil() {
+            false => cx.db().begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?,
+            // In a test's transaction: a savepoint.
+            true => cx.db().begin().await?,
+        };
         Ok(Self { connection: Mutex::new(transaction), context: cx.for_transaction() })
     }
 
@@ -119,6 +123,11 @@ impl Tx {
                 Finish::Failed(error)
             }
         }
+    }
+
+    /// Keeps what the step did in a test's transaction.
+    pub(crate) async fn release(self) -> sqlx::Result<()> {
+        self.connection.into_inner().commit().await
     }
 
     /// Takes back what the step did.

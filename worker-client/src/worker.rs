@@ -31,6 +31,8 @@ use crate::Step;
 use crate::context::Shared;
 use dispatcher::Dispatcher;
 pub(crate) use executor::Control;
+pub(crate) use executor::Trial;
+pub(crate) use executor::Tried;
 
 const DEFAULT_LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);

@@ -440,3 +440,65 @@ impl Attempt {
         }
     }
 }
+
+/// One attempt without a worker: what [`crate::testing`] runs.
+pub(crate) struct Trial {
+    pub(crate) id: Uuid,
+    pub(crate) queue: String,
+    /// JSON.
+    pub(crate) step: String,
+    pub(crate) tried: i32,
+    /// Microseconds since 2000-01-01 00:00 UTC.
+    pub(crate) due: i64,
+    pub(crate) token: i64,
+}
+
+/// What came of it; delays in microseconds.
+pub(crate) enum Tried {
+    Done,
+    Next(Json<Box<RawValue>>, i64),
+    Parked(String),
+    Retry(i64),
+}
+
+impl Trial {
+    /// Runs the step as a worker would.
+    pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> Tried {
+        let Self { id, queue, step, tried, due, token } = self;
+        let step = match decode::<T>(Source::Json(step.into())) {
+            Ok(step) => step,
+            Err(Outcome::Broken(error)) => return Tried::Parked(error),
+            Err(_) => return Tried::Parked("the program does not know the step".to_owned()),
+        };
+        let attempt = Attempt { id, fence: 0, tried, limit: step.retry_limit(), delay: step.retry_delay() };
+        let mut context = Context {
+            shared: shared.clone(),
+            task_id: id,
+            token,
+            tried,
+            due,
+            queue: queue.into(),
+            control: Arc::default(),
+            transaction: OnceLock::new(),
+        };
+        let future = async move {
+            let result = step.step(&context).await;
+            result.map(|next| (next, context.transaction.take()))
+        };
+        let outcome = match Caught(Box::pin(future)).await {
+            Ok((next, None)) => attempt.outcome(Ok(next)),
+            Ok((next, Some(tx))) => match tx.release().await {
+                Ok(()) => attempt.outcome(Ok(next)),
+                Err(error) => attempt.outcome(Err(CommitError(error).into())),
+            },
+            Err(error) => attempt.outcome::<T>(Err(error)),
+        };
+        match outcome {
+            Outcome::Next(step, _) => Tried::Next(step, 0),
+            Outcome::NextAfter(step, delay) => Tried::Next(step, delay),
+            Outcome::Park(error) | Outcome::Broken(error) => Tried::Parked(error),
+            Outcome::Retry(delay) => Tried::Retry(delay),
+            _ => Tried::Done,
+        }
+    }
+}
