@@ -43,6 +43,8 @@ pub enum What {
     Wait,
     /// Everything in memory is lost: the server restarts.
     Restart,
+    /// An operator pauses a queue or sets its limits, or those of all together; or ends that.
+    Rule,
 }
 
 /// Numbers that a seed decides: splitmix64, as Steele, Lea and Flood describe it.
@@ -78,7 +80,8 @@ pub fn history(seed: u64, len: usize) -> Vec<Event> {
             890..=899 => What::Leave,
             900..=929 => What::Change,
             930..=944 => What::Cancel,
-            945..=998 => What::Wait,
+            945..=994 => What::Wait,
+            995..=998 => What::Rule,
             _ => What::Restart,
         };
         Event { what, dice: dice.roll() }

@@ -1,10 +1,12 @@
 //! The world of the simulator: a table, the scheduler's book, the board, workers.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::board::ALL_QUEUES;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::ClaimedRow;
@@ -12,9 +14,11 @@ use pg_task_rules::board::Entry;
 use pg_task_rules::board::OwnedBoard;
 use pg_task_rules::board::Pushed;
 use pg_task_rules::board::QueueId;
+use pg_task_rules::board::QueueRule;
 use pg_task_rules::board::Registration;
 use pg_task_rules::board::Sizes;
 use pg_task_rules::board::Taken;
+use pg_task_rules::bucket::Rate;
 use pg_task_rules::due::DueBook;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::Offered;
@@ -34,6 +38,8 @@ use super::What;
 const LEASE: Micros = 10_000_000;
 const QUEUES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const INBOX: usize = 64;
+/// Workers among which what runs is counted.
+const MOST_COUNTED: usize = 200;
 
 /// A rule of the shell that is broken on purpose.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,6 +52,8 @@ pub enum Break {
     IgnoreFence,
     /// Idle workers are not woken for every lane.
     SkipWakes,
+    /// After a restart tasks are handed out before the settings of queues are read.
+    ForgetRules,
 }
 
 struct Row {
@@ -79,6 +87,9 @@ pub struct World {
     workers: Vec<Worker>,
     last_token: HashMap<TaskId, i64>,
     last_worker: HashMap<TaskId, usize>,
+    /// What is set for queues, and which task is in which.
+    rules: BTreeMap<QueueName, QueueRule>,
+    queue_of: HashMap<TaskId, QueueName>,
     /// Transitions that have happened, in all.
     pub transitions: u64,
     /// Results that were refused.
@@ -128,6 +139,8 @@ impl World {
             workers: (0..workers).map(|_| Worker::default()).collect(),
             last_token: HashMap::new(),
             last_worker: HashMap::new(),
+            rules: BTreeMap::new(),
+            queue_of: HashMap::new(),
             transitions: 0,
             refused: 0,
             lost: 0,
@@ -173,6 +186,7 @@ impl World {
             }
             What::Wait => self.now += dice.below(400_000) as Micros,
             What::Restart => self.restart(),
+            What::Rule => self.set_rule(&mut dice),
         }
         Ok(())
     }
@@ -180,6 +194,11 @@ impl World {
     /// Enqueues no more, and lets time go on from moment to moment until nothing is left to do.
     pub fn come_to_rest(&mut self) -> Result<(), String> {
         let mut dice = Dice(7);
+        // What is paused would wait for ever.
+        for (name, rule) in &mut self.rules {
+            rule.paused = false;
+            self.memory.board.board().set_rule(name, Some(rule), self.now);
+        }
         for worker in 0..self.workers.len().min(3) {
             // Some that take every queue, so that there is none which nobody takes. One that does already is not woken by this.
             if self.workers[worker].silent || !self.workers[worker].takes_all || !self.is_known(worker) {
@@ -243,6 +262,7 @@ impl World {
             self.rows.insert(id, Row { lane, due, fence: 0, steps: 1 + dice.below(4) as u32 });
             self.index.insert((lane, RowKey { due, id }));
             self.ids.push(id);
+            self.queue_of.insert(id, lane.queue);
             self.hint(lane, due, id);
         }
     }
@@ -385,6 +405,66 @@ impl World {
         self.book = DueBook::new(2_000, 256);
         self.find_lanes = true;
         self.book.rescan(Micros::MIN);
+        if self.broken != Some(Break::ForgetRules) {
+            for (name, rule) in &self.rules {
+                self.memory.board.board().set_rule(name, Some(rule), self.now);
+            }
+        }
+    }
+
+    fn set_rule(&mut self, dice: &mut Dice) {
+        // What runs is counted by looking at every worker: not where there are thousands.
+        if self.workers.len() > MOST_COUNTED {
+            return;
+        }
+        let choice = dice.below(QUEUES.len() as u64 + 1) as usize;
+        let name = QueueName::new(QUEUES.get(choice).copied().unwrap_or(ALL_QUEUES)).expect("a name");
+        // Many workers get more, or little of what they are there for would happen.
+        let more = self.workers.len() as u32 / 20;
+        let rule = match dice.below(5) {
+            0 => None,
+            1 => Some(QueueRule { paused: true, ..QueueRule::default() }),
+            2 => {
+                let rate = Rate {
+                    count: 1 + 20 * more + dice.below(50) as u32,
+                    period: 1_000_000,
+                    burst: 1 + more + dice.below(9) as u32,
+                };
+                Some(QueueRule { rate: Some(rate), ..QueueRule::default() })
+            }
+            _ => {
+                Some(QueueRule { concurrency: Some(1 + more + dice.below(4) as u32), ..QueueRule::default() })
+            }
+        };
+        self.memory.board().set_rule(&name, rule.as_ref(), self.now);
+        match rule {
+            Some(rule) => _ = self.rules.insert(name, rule),
+            None => _ = self.rules.remove(&name),
+        }
+    }
+
+    /// A task of the queue has just been begun: that was allowed.
+    fn check_rules(&mut self, queue: &QueueName) -> Result<(), String> {
+        for name in [*queue, QueueName::new(ALL_QUEUES).expect("a name")] {
+            let Some(rule) = self.rules.get(&name).copied() else { continue };
+            if rule.paused {
+                return Err(format!("a task of {queue:?} is begun while {name:?} is paused"));
+            }
+            let Some(limit) = rule.concurrency else { continue };
+            let mut running = 0;
+            for worker in 0..self.workers.len() {
+                if !self.workers[worker].running.is_empty() && !self.is_void(worker) {
+                    let of = |(id, ..): &&(TaskId, i64, i64)| {
+                        name.as_str() == ALL_QUEUES || self.queue_of.get(id) == Some(&name)
+                    };
+                    running += self.workers[worker].running.iter().filter(of).count();
+                }
+            }
+            if running > limit as usize {
+                return Err(format!("{running} tasks of {name:?} run where {limit} may"));
+            }
+        }
+        Ok(())
     }
 
     fn exchange(&mut self, worker: usize, dice: &mut Dice) -> Result<(), String> {
@@ -459,6 +539,7 @@ impl World {
         let row = ClaimedRow { fence, kind: Kind::new("t", "s"), counted: false, place: Place::UNKNOWN };
         self.memory.board().note_row(claim, &row);
         self.workers[worker].running.push((claim.id, fence, claim.token));
+        self.check_rules(&lane.queue)?;
         Ok(true)
     }
 
