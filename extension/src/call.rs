@@ -63,13 +63,12 @@ impl Call {
         value.unwrap_or(Datum::null())
     }
 
-    /// An argument (from 0).
+    /// An argument (from 0). One that an older version's declaration of the function does not have is NULL.
     pub fn datum(&self, index: usize) -> Option<Datum> {
-        // SAFETY: the SQL declaration has as many arguments as the Rust side reads: a test compares the two.
-        unsafe {
-            let argument = (*self.fcinfo).args.as_slice((*self.fcinfo).nargs as usize)[index];
-            (!argument.isnull).then_some(argument.value)
-        }
+        // SAFETY: the server's call structure has as many arguments as it says.
+        let argument =
+            unsafe { (*self.fcinfo).args.as_slice((*self.fcinfo).nargs as usize).get(index).copied() };
+        argument.filter(|argument| !argument.isnull).map(|argument| argument.value)
     }
 
     /// An argument that must be there.
