@@ -210,6 +210,8 @@ async fn random_calls_of_every_function_get_an_answer_and_leave_the_server_whole
     // What was enqueued is still a task, and the server still runs tasks.
     drop(sessions);
     db.run("DELETE FROM pg_task.task").await?;
+    // Some calls have paused a queue, or limited it or a step.
+    db.run("DELETE FROM pg_task.queue; DELETE FROM pg_task.step_limit").await?;
     let ledger = Ledger::new("hostile")?;
     let options =
         WorkerOptions { ledger: Some(ledger.path()), ..WorkerOptions::new(env!("CARGO_BIN_EXE_e2e_worker")) };
