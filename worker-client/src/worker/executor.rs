@@ -70,6 +70,8 @@ pub(super) struct Claim {
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(super) due: i64,
     pub(super) queue: Bytes,
+    /// JSON; none for a task without options.
+    pub(super) options: Option<Bytes>,
 }
 
 /// Where the step comes from.
@@ -268,7 +270,7 @@ impl<T> Inner<T> {
 async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Start<T>) -> Option<Finished<T>> {
     let Start { claim, tried, source, control } = start;
     let Claim { id, fence, token, due, .. } = claim;
-    let queue = claim.queue.clone();
+    let (queue, options) = (claim.queue.clone(), claim.options.clone());
     let finished = move |outcome| Finished { claim, outcome };
     let step = match decode::<T>(source) {
         Ok(step) => step,
@@ -286,6 +288,7 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
         tried,
         due,
         queue,
+        options,
         control: control.clone(),
         transaction: OnceLock::new(),
     };
@@ -447,6 +450,8 @@ pub(crate) struct Trial {
     pub(crate) queue: String,
     /// JSON.
     pub(crate) step: String,
+    /// JSON; none for a task without options.
+    pub(crate) options: Option<String>,
     pub(crate) tried: i32,
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(crate) due: i64,
@@ -464,7 +469,7 @@ pub(crate) enum Tried {
 impl Trial {
     /// Runs the step as a worker would.
     pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> Tried {
-        let Self { id, queue, step, tried, due, token } = self;
+        let Self { id, queue, step, options, tried, due, token } = self;
         let step = match decode::<T>(Source::Json(step.into())) {
             Ok(step) => step,
             Err(Outcome::Broken(error)) => return Tried::Parked(error),
@@ -478,6 +483,7 @@ impl Trial {
             tried,
             due,
             queue: queue.into(),
+            options: options.map(Bytes::from),
             control: Arc::default(),
             transaction: OnceLock::new(),
         };
