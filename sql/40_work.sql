@@ -41,8 +41,7 @@ CREATE FUNCTION pg_task.exchange(
     errors text[] DEFAULT NULL,
     registration bigint DEFAULT NULL
 ) RETURNS TABLE (
-    event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb,
-    options jsonb
+    event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb
 )
     -- A row that someone keeps locked fails the call soon (55P03) instead of holding up the results beside it.
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER

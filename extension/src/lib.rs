@@ -16,7 +16,6 @@ mod jsonb;
 mod launcher;
 mod memory;
 mod operate;
-mod options;
 mod produce;
 mod queues;
 mod scheduler;

@@ -3,7 +3,10 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::DateTime;
@@ -12,26 +15,31 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::StepError;
+use crate::StepName;
 use crate::Tx;
+use crate::layer::AnyLayer;
+use crate::layer::Extensions;
+use crate::worker::Attempt;
 use crate::worker::Control;
 
 /// What a step may know beside its own fields; the argument of steps that are declared as `impl Step<Task, Context>`.
 pub struct Context {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) task_id: Uuid,
+    pub(crate) attempt: Attempt,
     pub(crate) token: i64,
-    pub(crate) tried: i32,
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(crate) due: i64,
     pub(crate) queue: Bytes,
-    /// JSON; none for a task without options.
-    pub(crate) options: Option<Bytes>,
+    pub(crate) step_name: StepName,
     pub(crate) control: Arc<Control>,
     /// The transaction of a step that has ended well in one, for the worker to commit.
-    pub(crate) transaction: OnceLock<Box<Tx>>,
+    pub(crate) transaction: Mutex<Option<Box<Tx>>>,
+    pub(crate) extensions: OnceLock<Arc<Extensions>>,
 }
 
 /// What all steps of a worker share.
+#[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) db: PgPool,
     /// Nil in tests without a worker.
@@ -39,21 +47,36 @@ pub(crate) struct Shared {
     /// Whether there is a pooler between.
     pub(crate) pooled: bool,
     pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
+    /// The outermost first.
+    pub(crate) layers: Vec<Arc<dyn AnyLayer>>,
 }
 
 impl Context {
     /// The same for a step's transaction.
     pub(crate) fn for_transaction(&self) -> Self {
-        let Self { task_id, token, tried, due, .. } = *self;
-        let (shared, queue, control) = (self.shared.clone(), self.queue.clone(), self.control.clone());
-        let options = self.options.clone();
-        Self { shared, task_id, token, tried, due, queue, options, control, transaction: OnceLock::new() }
+        Self {
+            shared: self.shared.clone(),
+            queue: self.queue.clone(),
+            control: self.control.clone(),
+            transaction: Mutex::default(),
+            extensions: self.extensions.clone(),
+            ..*self
+        }
     }
 
     /// Keeps the transaction of a step that has ended well.
     pub(crate) fn keep(&self, tx: Tx) {
-        // A context is of one run of one step: there is none yet.
-        let _ = self.transaction.set(Box::new(tx));
+        *self.transaction.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tx));
+    }
+
+    /// The same of a context of one's own.
+    pub(crate) fn take_transaction(&mut self) -> Option<Box<Tx>> {
+        self.transaction.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The transaction of a step that has ended well in one.
+    pub(crate) fn kept(&self) -> Option<Box<Tx>> {
+        self.transaction.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The pool that the worker was made with.
@@ -63,12 +86,12 @@ impl Context {
 
     /// The task's id.
     pub fn task_id(&self) -> Uuid {
-        self.task_id
+        self.attempt.id
     }
 
     /// Which attempt of the step this is, from 1.
     pub fn attempt(&self) -> i32 {
-        self.tried.saturating_add(1)
+        self.attempt.tried.saturating_add(1)
     }
 
     /// The attempt's token: larger than that of every earlier attempt of any task, across restarts.
@@ -85,20 +108,29 @@ impl Context {
         DateTime::from_timestamp_micros(self.due.saturating_add(START)).unwrap_or_default()
     }
 
+    /// Which step of which task it is.
+    pub fn step_name(&self) -> StepName {
+        self.step_name
+    }
+
+    /// What becomes of the attempt if it ends in the error: the time until it is retried, or none if the task is parked.
+    pub fn retry_after(&self, error: &StepError) -> Option<Duration> {
+        self.attempt.retry_after(error)
+    }
+
+    /// Leaves a value for the layers and the step of this attempt, in place of one of the same type: [`Context::extension`].
+    pub fn insert<V: Any + Send + Sync>(&self, value: V) {
+        self.extensions.get_or_init(Arc::default).insert(value);
+    }
+
+    /// The value of a type that a [`crate::Layer`] or the step has left in this attempt.
+    pub fn extension<V: Any + Send + Sync>(&self) -> Option<Arc<V>> {
+        self.extensions.get()?.value()
+    }
+
     /// The queue that the task is in.
     pub fn queue(&self) -> &str {
         std::str::from_utf8(&self.queue).unwrap_or_default()
-    }
-
-    /// What the task was enqueued with as `meta`, or was given since; null when there is none.
-    pub fn meta(&self) -> serde_json::Value {
-        #[derive(Default, serde::Deserialize)]
-        struct Options {
-            #[serde(default)]
-            meta: serde_json::Value,
-        }
-        let options = self.options.as_deref().map(serde_json::from_slice::<Options>);
-        options.and_then(Result::ok).unwrap_or_default().meta
     }
 
     /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker. The step's result will be refused; a few
@@ -121,7 +153,8 @@ impl Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("task_id", &self.task_id)
+            .field("task_id", &self.task_id())
+            .field("step", &self.step_name())
             .field("attempt", &self.attempt())
             .field("token", &self.token)
             .finish_non_exhaustive()

@@ -4,6 +4,7 @@
 mod context;
 mod enqueue;
 mod error;
+mod layer;
 mod macros;
 mod next_step;
 mod queue;
@@ -25,6 +26,10 @@ pub use error::Error;
 pub use error::Result;
 pub use error::StepError;
 pub use error::StepResult;
+pub use layer::Ending;
+pub use layer::Layer;
+pub use layer::LayerResult;
+pub use layer::Next;
 pub use next_step::NextStep;
 pub use queue::ALL_QUEUES;
 pub use queue::QueueLimits;
@@ -36,6 +41,7 @@ pub use queue::set_queue;
 pub use step::Scheduler;
 pub use step::Step;
 pub use step::StepArgument;
+pub use step::StepName;
 pub use task_error::TaskError;
 pub use task_error::TaskErrorListener;
 pub use task_error::listen_for_task_errors;
@@ -51,4 +57,5 @@ pub mod __private {
     pub use crate::step::retry_limit;
     pub use crate::step::run;
     pub use crate::step::steps_of;
+    pub use crate::step::variant;
 }

@@ -45,6 +45,14 @@ macro_rules! task {
                 }
             }
 
+            fn variant(&self) -> [&'static str; 2] {
+                match self {
+                    $(Self::$variant(step) => {
+                        [::core::stringify!($variant), $crate::__private::variant(step)]
+                    })*
+                }
+            }
+
             fn steps(name: &str, out: &mut ::std::vec::Vec<$crate::__private::StepInfo>) {
                 $($crate::__private::steps_of::<_, _, $variant>(name, ::core::stringify!($variant), out);)*
             }

@@ -74,6 +74,12 @@ where
         Self::RETRY_DELAY
     }
 
+    /// The name of the variant that this is, if it is an enum of tasks or steps, and of the one below; written by the macros.
+    #[doc(hidden)]
+    fn variant(&self) -> [&'static str; 2] {
+        ["", ""]
+    }
+
     /// The names of the steps below this one, for the worker's registration; written by the macros.
     #[doc(hidden)]
     fn steps(name: &str, out: &mut Vec<StepInfo>) {
@@ -153,6 +159,22 @@ pub trait Scheduler: fmt::Debug + DeserializeOwned + Serialize + Sized + Sync {
     }
 }
 
+/// The name of a step and of its task; written as `Task/Step`.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct StepName {
+    /// The task: a variant of the enum that [`crate::scheduler!`] makes.
+    pub task: &'static str,
+    /// The step: a variant of the enum that [`crate::task!`] makes.
+    pub step: &'static str,
+}
+
+impl fmt::Display for StepName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { task, step } = self;
+        write!(f, "{task}/{step}")
+    }
+}
+
 /// A step's name as the server knows it, and its retries.
 #[doc(hidden)]
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -182,6 +204,11 @@ pub fn retry_limit<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> i32
 #[doc(hidden)]
 pub fn retry_delay<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> Duration {
     step.retry_delay()
+}
+
+#[doc(hidden)]
+pub fn variant<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> &'static str {
+    step.variant()[0]
 }
 
 #[doc(hidden)]

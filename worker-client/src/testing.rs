@@ -48,6 +48,7 @@ use uuid::Uuid;
 
 use crate::Context;
 use crate::Error;
+use crate::Layer;
 use crate::Result;
 use crate::Step;
 use crate::context::Shared;
@@ -112,17 +113,26 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             .connect_with((*db.connect_options()).clone())
             .await
             .map_err(|error| failed(error, "begin a test"))?;
-        let shared = Shared { db: pool, worker: Uuid::nil(), pooled: false, state: None };
+        let shared = Shared { db: pool, worker: Uuid::nil(), pooled: false, state: None, layers: Vec::new() };
         Ok(Self { shared: Arc::new(shared), token: 0, tasks: PhantomData })
     }
 
     /// The application's state, for [`Context::state`].
     #[must_use]
     pub fn with_state<S: Any + Send + Sync>(mut self, state: S) -> Self {
-        let Shared { db, worker, pooled, .. } = &*self.shared;
-        let state: Option<Arc<dyn Any + Send + Sync>> = Some(Arc::new(state));
-        self.shared = Arc::new(Shared { db: db.clone(), worker: *worker, pooled: *pooled, state });
+        self.change(|shared| shared.state = Some(Arc::new(state)));
         self
+    }
+
+    /// Adds a layer around every step, within those that were added before: see [`Layer`].
+    #[must_use]
+    pub fn with_layer(mut self, layer: impl Layer) -> Self {
+        self.change(|shared| shared.layers.push(Arc::new(layer)));
+        self
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Shared)) {
+        change(Arc::make_mut(&mut self.shared));
     }
 
     /// The transaction, as a pool of its one connection: for what the test prepares, enqueues and looks at.
@@ -212,7 +222,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
     /// Runs the step that is due first. False when none is.
     async fn run_one(&mut self, id: Option<Uuid>) -> Result<bool> {
         let row = sqlx::query(
-            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, options::text
+            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint
              FROM pg_task.task WHERE error IS NULL AND wakeup_at <= now() AND ($1 IS NULL OR id = $1)
              ORDER BY priority, wakeup_at, id LIMIT 1",
         )
@@ -228,7 +238,6 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             id,
             queue: row.try_get(1).map_err(look)?,
             step: step.get().to_owned(),
-            options: row.try_get(5).map_err(look)?,
             tried: row.try_get(3).map_err(look)?,
             due: row.try_get(4).map_err(look)?,
             token: self.token,

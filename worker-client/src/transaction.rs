@@ -99,7 +99,7 @@ impl Tx {
         let mut transaction = connection.into_inner();
         let accepted = sqlx::query_scalar::<_, bool>(FINISH)
             .bind(context.shared.worker)
-            .bind(context.task_id)
+            .bind(context.task_id())
             .bind(fence)
             .bind(context.token)
             .bind(i32::from(outcome))
@@ -115,11 +115,11 @@ impl Tx {
                 Err(error) => Finish::Failed(error),
             },
             Ok(false) => {
-                rolled_back(context.task_id, transaction).await;
+                rolled_back(context.task_id(), transaction).await;
                 Finish::Refused
             }
             Err(error) => {
-                rolled_back(context.task_id, transaction).await;
+                rolled_back(context.task_id(), transaction).await;
                 Finish::Failed(error)
             }
         }
@@ -132,7 +132,7 @@ impl Tx {
 
     /// Takes back what the step did.
     pub(crate) async fn roll_back(self) {
-        rolled_back(self.context.task_id, self.connection.into_inner()).await;
+        rolled_back(self.context.task_id(), self.connection.into_inner()).await;
     }
 }
 

@@ -9,6 +9,7 @@
 mod dispatcher;
 mod executor;
 mod lane;
+mod layered;
 mod link;
 mod packed;
 mod session;
@@ -26,13 +27,17 @@ use uuid::Uuid;
 
 use crate::Context;
 use crate::Error;
+use crate::Layer;
 use crate::Result;
 use crate::Step;
 use crate::context::Shared;
+use crate::layer::AnyLayer;
 use dispatcher::Dispatcher;
+pub(crate) use executor::Attempt;
 pub(crate) use executor::Control;
 pub(crate) use executor::Trial;
 pub(crate) use executor::Tried;
+pub(crate) use executor::caught;
 
 const DEFAULT_LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
@@ -42,6 +47,7 @@ pub struct Worker<T> {
     db: PgPool,
     settings: Settings,
     state: Option<Arc<dyn Any + Send + Sync>>,
+    layers: Vec<Arc<dyn AnyLayer>>,
     tasks: PhantomData<fn() -> T>,
 }
 
@@ -75,7 +81,7 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
             polling: None,
             cancellation: CancellationToken::new(),
         };
-        Self { db, settings, state: None, tasks: PhantomData }
+        Self { db, settings, state: None, layers: Vec::new(), tasks: PhantomData }
     }
 
     /// How many steps run at a time; by default the number of processors. Steps that wait for something else than the
@@ -160,6 +166,13 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         self
     }
 
+    /// Adds a layer around every step, within those that were added before: see [`Layer`].
+    #[must_use]
+    pub fn with_layer(mut self, layer: impl Layer) -> Self {
+        self.layers.push(Arc::new(layer));
+        self
+    }
+
     /// Runs steps until the worker is asked to stop: by the cancellation token, by `SELECT pg_task.stop_workers()`, or by `SELECT
     /// pg_notify('pg_task_changed', 'stop_worker')`. It finishes what runs before it returns.
     ///
@@ -180,7 +193,8 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
             return Err(Error::Settings("the polling interval must not be zero"));
         }
         let (worker, pooled) = (Uuid::new_v4(), settings.polling.is_some());
-        let shared = Arc::new(Shared { db: self.db.clone(), worker, pooled, state: self.state.clone() });
+        let (db, state, layers) = (self.db.clone(), self.state.clone(), self.layers.clone());
+        let shared = Arc::new(Shared { db, worker, pooled, state, layers });
         Dispatcher::<T>::start(shared, settings.clone()).run().await
     }
 }

@@ -32,10 +32,12 @@ use tracing::info;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::layered;
 use crate::Context;
 use crate::NextStep;
 use crate::Step;
 use crate::StepError;
+use crate::StepName;
 use crate::StepResult;
 use crate::Tx;
 use crate::context::Shared;
@@ -70,8 +72,6 @@ pub(super) struct Claim {
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(super) due: i64,
     pub(super) queue: Bytes,
-    /// JSON; none for a task without options.
-    pub(super) options: Option<Bytes>,
 }
 
 /// Where the step comes from.
@@ -270,7 +270,7 @@ impl<T> Inner<T> {
 async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Start<T>) -> Option<Finished<T>> {
     let Start { claim, tried, source, control } = start;
     let Claim { id, fence, token, due, .. } = claim;
-    let (queue, options) = (claim.queue.clone(), claim.options.clone());
+    let queue = claim.queue.clone();
     let finished = move |outcome| Finished { claim, outcome };
     let step = match decode::<T>(source) {
         Ok(step) => step,
@@ -279,28 +279,19 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
             return Some(finished(outcome));
         }
     };
-    let (limit, delay) = (step.retry_limit(), step.retry_delay());
-    let shared = inner.shared.clone();
-    let mut context = Context {
-        shared,
-        task_id: id,
-        token,
-        tried,
-        due,
-        queue,
-        options,
-        control: control.clone(),
-        transaction: OnceLock::new(),
-    };
-    let span = tracing::info_span!("step", task = %id, attempt = context.attempt());
+    let attempt = Attempt::new(id, fence, tried, &step);
+    let mut context = attempt.context(inner.shared.clone(), token, due, queue, control.clone(), &step);
+    let span = tracing::info_span!("step", task = %id, step = %context.step_name(), queue = context.queue(), attempt = context.attempt());
+    if !inner.shared.layers.is_empty() {
+        return begin_layered(inner, finished, control, layered::run(step, context).instrument(span)).await;
+    }
     let future = async move {
         info!("[{id}] run step {step:?}");
         let result = step.step(&context).await;
-        result.map(|next| (next, context.transaction.take()))
+        result.map(|next| (next, context.take_transaction()))
     };
-    let mut future = Caught(Box::pin(future.instrument(span)));
+    let mut future = caught("the step", Box::pin(future.instrument(span)));
     let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
-    let attempt = Attempt { id, fence, tried, limit, delay };
     let first = match first {
         Poll::Ready(Ok((next, None))) => return Some(finished(attempt.outcome(Ok(next)))),
         Poll::Ready(Err(error)) => return Some(finished(attempt.outcome(Err(error)))),
@@ -310,10 +301,10 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
     let inner = inner.clone();
     tokio::spawn(async move {
         let outcome = match first {
-            Some((next, tx)) => attempt.commit(next, tx).await,
+            Some((next, tx)) => attempt.committed(next, tx).await,
             None => tokio::select! {
                 result = future => match result {
-                    Ok((next, Some(tx))) => attempt.commit(next, tx).await,
+                    Ok((next, Some(tx))) => attempt.committed(next, tx).await,
                     Ok((next, None)) => attempt.outcome(Ok(next)),
                     Err(error) => attempt.outcome(Err(error)),
                 },
@@ -325,14 +316,45 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
     None
 }
 
-/// A future whose panic is an error.
-struct Caught<F>(Pin<Box<F>>);
+/// The same for a step within layers.
+async fn begin_layered<T: Step<T, Context> + 'static>(
+    inner: &Arc<Inner<T>>,
+    finished: impl FnOnce(Outcome<T>) -> Finished<T> + Send + 'static,
+    control: Arc<Control>,
+    future: impl Future<Output = Outcome<T>> + Send + 'static,
+) -> Option<Finished<T>> {
+    let mut future = Box::pin(future);
+    let first = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+    if let Poll::Ready(outcome) = first {
+        return Some(finished(outcome));
+    }
+    let inner = inner.clone();
+    tokio::spawn(async move {
+        let outcome = tokio::select! {
+            outcome = future => outcome,
+            () = control.drop.notified() => Outcome::Dropped,
+        };
+        inner.finish(finished(outcome));
+    });
+    None
+}
 
-impl<T, F: Future<Output = Result<T, StepError>>> Future for Caught<F> {
+/// Makes a panic of a future an error.
+pub(crate) fn caught<F: ?Sized>(what: &'static str, future: Pin<Box<F>>) -> Caught<F> {
+    Caught { what, future }
+}
+
+/// A future whose panic is an error.
+pub(crate) struct Caught<F: ?Sized> {
+    what: &'static str,
+    future: Pin<Box<F>>,
+}
+
+impl<T, F: Future<Output = Result<T, StepError>> + ?Sized> Future for Caught<F> {
     type Output = Result<T, StepError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+        match catch_unwind(AssertUnwindSafe(|| self.future.as_mut().poll(cx))) {
             Ok(poll) => poll,
             Err(panic) => {
                 let text = panic
@@ -340,7 +362,7 @@ impl<T, F: Future<Output = Result<T, StepError>>> Future for Caught<F> {
                     .map(|text| (*text).to_owned())
                     .or_else(|| panic.downcast_ref::<String>().cloned())
                     .unwrap_or_else(|| "no message".to_owned());
-                Poll::Ready(Err(format!("the step panicked: {text}").into()))
+                Poll::Ready(Err(format!("{} panicked: {text}", self.what).into()))
             }
         }
     }
@@ -367,17 +389,60 @@ fn decode<T: DeserializeOwned>(source: Source<T>) -> Result<T, Outcome<T>> {
 
 /// What is known of a run before it ends.
 #[derive(Clone, Copy)]
-struct Attempt {
-    id: Uuid,
+pub(crate) struct Attempt {
+    pub(crate) id: Uuid,
     fence: i64,
-    tried: i32,
+    pub(crate) tried: i32,
     limit: i32,
     delay: Duration,
 }
 
 impl Attempt {
-    fn outcome<T: Step<T, Context>>(self, result: StepResult<T>) -> Outcome<T> {
-        let Self { id, tried, limit, delay, .. } = self;
+    fn new<T: Step<T, Context>>(id: Uuid, fence: i64, tried: i32, step: &T) -> Self {
+        Self { id, fence, tried, limit: step.retry_limit(), delay: step.retry_delay() }
+    }
+
+    /// What the step may know.
+    fn context<T: Step<T, Context>>(
+        self,
+        shared: Arc<Shared>,
+        token: i64,
+        due: i64,
+        queue: Bytes,
+        control: Arc<Control>,
+        step: &T,
+    ) -> Context {
+        let [task, name] = step.variant();
+        Context {
+            shared,
+            attempt: self,
+            token,
+            due,
+            queue,
+            step_name: StepName { task, step: name },
+            control,
+            transaction: Mutex::default(),
+            extensions: OnceLock::new(),
+        }
+    }
+
+    /// How many retries there are after an error.
+    fn limit(&self, error: &StepError) -> i32 {
+        let begin = error.downcast_ref().map(|BeginError(error)| error);
+        let commit = || error.downcast_ref().map(|CommitError(error)| error);
+        match begin.or_else(commit) {
+            Some(error) if error::is_about_surroundings(error) => self.limit.max(LOST_LIMIT),
+            _ => self.limit,
+        }
+    }
+
+    /// When the attempt is retried after an error, if it is.
+    pub(crate) fn retry_after(&self, error: &StepError) -> Option<Duration> {
+        (self.tried < self.limit(error)).then_some(self.delay)
+    }
+
+    pub(super) fn outcome<T: Step<T, Context>>(self, result: StepResult<T>) -> Outcome<T> {
+        let Self { id, tried, .. } = self;
         let attempt = tried.saturating_add(1);
         match result {
             Ok(NextStep::None) => {
@@ -400,11 +465,8 @@ impl Attempt {
             },
             Err(error) => {
                 let text = source_chain::text(&*error);
-                let limit = match error.downcast_ref() {
-                    Some(BeginError(error)) if error::is_about_surroundings(error) => limit.max(LOST_LIMIT),
-                    _ => limit,
-                };
-                if tried < limit {
+                if let Some(delay) = self.retry_after(&error) {
+                    let limit = self.limit(&error);
                     debug!("[{id}] attempt {attempt} failed, {limit} retries, the next in {delay:?}: {text}");
                     Outcome::Retry(enqueue::micros(delay))
                 } else {
@@ -419,28 +481,32 @@ impl Attempt {
     ///
     /// When the answer is lost, whether it committed is asked of the row: what is brought then names the old fence, waits for
     /// the transaction if it still goes on, and is refused if it has committed.
-    async fn commit<T: Step<T, Context>>(self, next: NextStep<T>, tx: Box<Tx>) -> Outcome<T> {
-        let Self { id, fence, limit, .. } = self;
+    pub(super) async fn commit<T: Step<T, Context>>(
+        self,
+        next: NextStep<T>,
+        tx: Box<Tx>,
+    ) -> Result<Outcome<T>, CommitError> {
+        let Self { id, fence, .. } = self;
         let outcome = self.outcome(Ok(next));
         if matches!(outcome, Outcome::Park(_)) {
             tx.roll_back().await;
-            return outcome;
+            return Ok(outcome);
         }
         match tx.finish(fence, outcome.code(), outcome.step(), outcome.delay()).await {
-            Finish::Committed => Outcome::Committed(matches!(outcome, Outcome::Next(..))),
-            Finish::Failed(error) => {
-                let surroundings = error::is_about_surroundings(&error);
-                let limit = if surroundings { limit.max(LOST_LIMIT) } else { limit };
-                Self { limit, ..self }.outcome(Err(CommitError(error).into()))
-            }
+            Finish::Committed => Ok(Outcome::Committed(matches!(outcome, Outcome::Next(..)))),
+            Finish::Failed(error) => Err(CommitError(error)),
             Finish::Refused => {
                 warn!(
                     "[{id}] the step's transaction was rolled back: the task was changed, cancelled or given to another worker"
                 );
                 // Nothing was written: the claim, if there still is one, is given back, and the row read anew.
-                Outcome::Release
+                Ok(Outcome::Release)
             }
         }
+    }
+
+    async fn committed<T: Step<T, Context>>(self, next: NextStep<T>, tx: Box<Tx>) -> Outcome<T> {
+        self.commit(next, tx).await.unwrap_or_else(|error| self.outcome(Err(error.into())))
     }
 }
 
@@ -450,8 +516,6 @@ pub(crate) struct Trial {
     pub(crate) queue: String,
     /// JSON.
     pub(crate) step: String,
-    /// JSON; none for a task without options.
-    pub(crate) options: Option<String>,
     pub(crate) tried: i32,
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(crate) due: i64,
@@ -469,37 +533,15 @@ pub(crate) enum Tried {
 impl Trial {
     /// Runs the step as a worker would.
     pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> Tried {
-        let Self { id, queue, step, options, tried, due, token } = self;
+        let Self { id, queue, step, tried, due, token } = self;
         let step = match decode::<T>(Source::Json(step.into())) {
             Ok(step) => step,
             Err(Outcome::Broken(error)) => return Tried::Parked(error),
             Err(_) => return Tried::Parked("the program does not know the step".to_owned()),
         };
-        let attempt = Attempt { id, fence: 0, tried, limit: step.retry_limit(), delay: step.retry_delay() };
-        let mut context = Context {
-            shared: shared.clone(),
-            task_id: id,
-            token,
-            tried,
-            due,
-            queue: queue.into(),
-            options: options.map(Bytes::from),
-            control: Arc::default(),
-            transaction: OnceLock::new(),
-        };
-        let future = async move {
-            let result = step.step(&context).await;
-            result.map(|next| (next, context.transaction.take()))
-        };
-        let outcome = match Caught(Box::pin(future)).await {
-            Ok((next, None)) => attempt.outcome(Ok(next)),
-            Ok((next, Some(tx))) => match tx.release().await {
-                Ok(()) => attempt.outcome(Ok(next)),
-                Err(error) => attempt.outcome(Err(CommitError(error).into())),
-            },
-            Err(error) => attempt.outcome::<T>(Err(error)),
-        };
-        match outcome {
+        let attempt = Attempt::new(id, 0, tried, &step);
+        let context = attempt.context(shared.clone(), token, due, queue.into(), Arc::default(), &step);
+        match layered::run(step, context).await {
             Outcome::Next(step, _) => Tried::Next(step, 0),
             Outcome::NextAfter(step, delay) => Tried::Next(step, delay),
             Outcome::Park(error) | Outcome::Broken(error) => Tried::Parked(error),
