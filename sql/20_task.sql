@@ -21,13 +21,17 @@ CREATE TABLE pg_task.task (
     queue      text        COLLATE "C" NOT NULL DEFAULT 'default',
     step       jsonb       NOT NULL,
     error      text,
+    errors     jsonb,
+    options    jsonb,
     CONSTRAINT task_pkey PRIMARY KEY (id),
     CONSTRAINT task_wakeup_at_is_finite CHECK (pg_catalog.isfinite(wakeup_at)),
     CONSTRAINT task_fence_is_not_negative CHECK (fence OPERATOR(pg_catalog.>=) 0),
     CONSTRAINT task_tried_is_not_negative CHECK (tried OPERATOR(pg_catalog.>=) 0),
     CONSTRAINT task_lock_is_whole CHECK ((locked_by IS NULL) OPERATOR(pg_catalog.=) (locked_at IS NULL)),
     CONSTRAINT task_queue_is_a_name CHECK (pg_catalog.octet_length(queue) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(queue) OPERATOR(pg_catalog.<=) 63),
-    CONSTRAINT task_step_has_a_name CHECK (pg_task.step_is_valid(step))
+    CONSTRAINT task_step_has_a_name CHECK (pg_task.step_is_valid(step)),
+    CONSTRAINT task_errors_are_a_list CHECK (pg_catalog.jsonb_typeof(errors) OPERATOR(pg_catalog.=) 'array'),
+    CONSTRAINT task_options_are_an_object CHECK (pg_catalog.jsonb_typeof(options) OPERATOR(pg_catalog.=) 'object')
 )
 -- Room on each page for the next steps of all its tasks, which often come together: an UPDATE that finds room there touches no index (HOT).
 -- Chains of steps ran at 144 k, 200 k and 245 k steps/s with 90, 70 and 50; a backlog of tasks that have one step drained as fast with each.
@@ -50,6 +54,8 @@ COMMENT ON COLUMN pg_task.task.step IS 'The current step as {"Task": {"Step": pa
 COMMENT ON COLUMN pg_task.task.wakeup_at IS 'When the step is due, by the server''s clock; a time in the past is due now';
 COMMENT ON COLUMN pg_task.task.tried IS 'Attempts of the current step that failed or whose worker was lost; 0 again at the next step and on resume';
 COMMENT ON COLUMN pg_task.task.error IS 'Why the task is parked. Fix the world, then set it to NULL (or call pg_task.resume) to run the step again';
+COMMENT ON COLUMN pg_task.task.errors IS 'The last failures of the task, the oldest first. Kept across retries, next steps and resume, until the task is done';
+COMMENT ON COLUMN pg_task.task.options IS 'Settings of this task alone: an object whose keys docs/options.md tells. NULL for none';
 COMMENT ON COLUMN pg_task.task.fence IS 'Counts the changes of the row, never reset: a finish that names an older value is refused';
 COMMENT ON COLUMN pg_task.task.locked_by IS 'The worker that runs the step, once it has run for about a second; pg_task.running shows every claim at once';
 COMMENT ON COLUMN pg_task.task.locked_at IS 'When that worker took the step';
@@ -64,6 +70,8 @@ COMMENT ON CONSTRAINT task_tried_is_not_negative ON pg_task.task IS 'A number of
 COMMENT ON CONSTRAINT task_lock_is_whole ON pg_task.task IS 'Who took the step and when are written down together';
 COMMENT ON CONSTRAINT task_queue_is_a_name ON pg_task.task IS 'Shared memory has 63 bytes for the name of a queue';
 COMMENT ON CONSTRAINT task_step_has_a_name ON pg_task.task IS 'The shape {"Task": {"Step": payload}}: who runs the step is read from its keys';
+COMMENT ON CONSTRAINT task_errors_are_a_list ON pg_task.task IS 'One object for each failure';
+COMMENT ON CONSTRAINT task_options_are_an_object ON pg_task.task IS 'The trigger checks its keys';
 
 -- What is due, in the order in which it is handed out. Read forward from the last position only.
 CREATE INDEX task_due ON pg_task.task (queue, priority, wakeup_at, id) WHERE error IS NULL;
@@ -89,6 +97,11 @@ CREATE FUNCTION pg_task.on_update() RETURNS trigger
 COMMENT ON FUNCTION pg_task.on_update() IS
     'A change by a user: adds one to the fence, so that a run of the old row is refused, and tells the scheduler at commit';
 
+CREATE FUNCTION pg_task.on_options() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_options_wrapper';
+COMMENT ON FUNCTION pg_task.on_options() IS
+    'Checks changed options and tells the scheduler at commit. They leave the fence as it is: a run that is under way goes on, and what it ends in goes by the new ones';
+
 CREATE FUNCTION pg_task.on_error() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'on_error_wrapper';
 COMMENT ON FUNCTION pg_task.on_error() IS 'Sends the id of a task that was parked to the channel pg_task_error';
@@ -108,6 +121,11 @@ CREATE TRIGGER task_update BEFORE UPDATE ON pg_task.task
             OR old.tried OPERATOR(pg_catalog.<>) new.tried
             OR old.id OPERATOR(pg_catalog.<>) new.id)
     ) EXECUTE FUNCTION pg_task.on_update();
+CREATE TRIGGER task_options BEFORE UPDATE ON pg_task.task
+    FOR EACH ROW WHEN (
+        (old.options IS NULL) OPERATOR(pg_catalog.<>) (new.options IS NULL)
+        OR old.options OPERATOR(pg_catalog.<>) new.options
+    ) EXECUTE FUNCTION pg_task.on_options();
 CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
     FOR EACH ROW WHEN (new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
 CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
@@ -116,9 +134,11 @@ CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
 COMMENT ON TRIGGER task_insert ON pg_task.task IS 'Checks the step; at commit the scheduler hears of the task';
 COMMENT ON TRIGGER task_update ON pg_task.task IS
     'A change that no worker made: a run of the old row is refused from now on, and a task that is resumed has all its retries again';
+COMMENT ON TRIGGER task_options ON pg_task.task IS 'Checks the keys of changed options';
 COMMENT ON TRIGGER task_error_insert ON pg_task.task IS 'Announces a task that is parked from the start on the channel pg_task_error';
 COMMENT ON TRIGGER task_error_update ON pg_task.task IS 'Announces a task that was parked on the channel pg_task_error';
 
 -- Also when rows arrive by logical replication or under session_replication_role = replica.
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_insert;
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_update;
+ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_options;

@@ -41,7 +41,8 @@ CREATE FUNCTION pg_task.exchange(
     errors text[] DEFAULT NULL,
     registration bigint DEFAULT NULL
 ) RETURNS TABLE (
-    event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb
+    event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb,
+    options jsonb
 )
     -- A row that someone keeps locked fails the call soon (55P03) instead of holding up the results beside it.
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER

@@ -32,10 +32,10 @@ CREATE FUNCTION pg_task.grant_produce(role regrole) RETURNS void
 BEGIN
     PERFORM pg_task.require_role(role);
     EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pg_task TO %s', role);
-    EXECUTE pg_catalog.format('GRANT INSERT (id, queue, priority, step, wakeup_at), SELECT (id) ON pg_task.task TO %s', role);
-    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.enqueue(jsonb, text, integer),
-        pg_task.delay(jsonb, interval, text, integer), pg_task.schedule(jsonb, timestamptz, text, integer),
-        pg_task.enqueue_many(jsonb[], text, integer, timestamptz), pg_task.enqueue_row() TO %s', role);
+    EXECUTE pg_catalog.format('GRANT INSERT (id, queue, priority, step, wakeup_at, options), SELECT (id) ON pg_task.task TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.enqueue(jsonb, text, integer, jsonb),
+        pg_task.delay(jsonb, interval, text, integer, jsonb), pg_task.schedule(jsonb, timestamptz, text, integer, jsonb),
+        pg_task.enqueue_many(jsonb[], text, integer, timestamptz, jsonb), pg_task.enqueue_row() TO %s', role);
 END $$;
 COMMENT ON FUNCTION pg_task.grant_produce(regrole) IS 'Lets a role enqueue tasks, by function or INSERT; it cannot read steps';
 
@@ -57,7 +57,7 @@ CREATE FUNCTION pg_task.grant_administer(role regrole) RETURNS void
 BEGIN
     PERFORM pg_task.grant_work(role);
     EXECUTE pg_catalog.format('GRANT SELECT ON ALL TABLES IN SCHEMA pg_task TO %s', role);
-    EXECUTE pg_catalog.format('GRANT DELETE, UPDATE (queue, priority, step, wakeup_at, tried, error) ON pg_task.task TO %s', role);
+    EXECUTE pg_catalog.format('GRANT DELETE, UPDATE (queue, priority, step, wakeup_at, tried, error, options) ON pg_task.task TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.resume(uuid), pg_task.resume_all(text, text, text),
         pg_task.cancel(uuid), pg_task.stop_workers(uuid), pg_task.claims(), pg_task.worker_states(),
         pg_task.scheduler_state(), pg_task.lanes(), pg_task.library_version(), pg_task.start_scheduler() TO %s', role);

@@ -4,6 +4,8 @@ use pgrx::PgLogLevel;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::ErrorReport;
 
+use crate::options;
+
 /// An error of a function that SQL calls.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -85,6 +87,36 @@ pub enum Error {
         name: &'static str,
         /// Counted from 1.
         position: usize,
+    },
+    /// A key of `options` that there is not.
+    #[error("there is no option \"{key}\"")]
+    OptionUnknown {
+        /// The key.
+        key: String,
+    },
+    /// A value of `options` that does not fit its key.
+    #[error("the option \"{key}\" must be {takes}")]
+    OptionValue {
+        /// The key.
+        key: &'static str,
+        /// What it takes.
+        takes: &'static str,
+        /// What is wrong.
+        got: String,
+    },
+    /// `options` that are no object.
+    #[error("\"options\" must be an object")]
+    OptionsShape {
+        /// The start of what was given.
+        got: String,
+    },
+    /// `options` that are too large.
+    #[error("the options have {size} bytes, more than the limit of {limit}")]
+    OptionsTooLarge {
+        /// Their stored size.
+        size: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A number out of its range.
     #[error("\"{name}\" must be between {low} and {high}, not {got}")]
@@ -197,6 +229,9 @@ impl Error {
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
             | Self::NegativeDelay
+            | Self::OptionUnknown { .. }
+            | Self::OptionValue { .. }
+            | Self::OptionsShape { .. }
             | Self::OutOfRange { .. }
             | Self::QueueName { .. }
             | Self::StepName { .. }
@@ -210,7 +245,9 @@ impl Error {
             Self::NullArgument { .. } | Self::NullElement { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::Encoding { .. } | Self::Prepare | Self::Protocol { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::Standby => ERRCODE_READ_ONLY_SQL_TRANSACTION,
-            Self::StepTooLarge { .. } | Self::TooMany { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::OptionsTooLarge { .. } | Self::StepTooLarge { .. } | Self::TooMany { .. } => {
+                ERRCODE_PROGRAM_LIMIT_EXCEEDED
+            }
             Self::Transaction(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::QueuesFull | Self::QueueRulesFull | Self::StepLimitsFull | Self::WorkersFull { .. } => {
                 ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
@@ -235,6 +272,10 @@ impl Error {
             Self::NotFinite { .. } => "An infinite time has no place in the order of what is due.".into(),
             Self::NullArgument { .. } => "NULL is not the same as leaving an argument out.".into(),
             Self::NullElement { .. } => "Positions are counted from 1. The call had no effect.".into(),
+            Self::OptionUnknown { .. } => "A key that nothing reads would be a setting without effect.".into(),
+            Self::OptionValue { got, .. } => got.clone(),
+            Self::OptionsShape { got } => format!("The value is {got}"),
+            Self::OptionsTooLarge { .. } => "The size is that of the stored jsonb. They are read with every hand-out.".into(),
             Self::OutOfRange { .. } => "The call had no effect.".into(),
             Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
             Self::Protocol { .. } => "This server speaks version 1.".into(),
@@ -284,6 +325,10 @@ impl Error {
             Self::NotFinite { .. } => "Pass a moment; to keep a task from running, do not enqueue it.".into(),
             Self::NullArgument { .. } => "Leave the argument out for its default, or pass a value.".into(),
             Self::NullElement { .. } => "Replace or remove the NULL.".into(),
+            Self::OptionUnknown { .. } => format!("Options are {}.", options::names()),
+            Self::OptionValue { .. } => "docs/options.md tells what each option takes.".into(),
+            Self::OptionsShape { .. } => format!("Write an object with some of the keys {}, or leave it out.", options::names()),
+            Self::OptionsTooLarge { .. } => "Keep large data in the step or in a table of your own.".into(),
             Self::OutOfRange { low, high, .. } => format!("Pass a value from {low} to {high}."),
             Self::Prepare => "End the transaction by COMMIT; call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),

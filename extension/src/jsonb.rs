@@ -63,17 +63,35 @@ pub unsafe fn check(datum: Datum) -> Result<(), Error> {
     }
 }
 
+/// A copy in the current memory context.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn copy(datum: Datum) -> Datum {
+    // SAFETY: the caller's.
+    unsafe { Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())) }
+}
+
+/// A `jsonb` as text.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn text(datum: Datum) -> String {
+    // SAFETY: jsonb_out's result is a C string in the current memory context.
+    unsafe {
+        let text = pg_sys::OidOutputFunctionCall(pg_sys::Oid::from(F_JSONB_OUT), datum);
+        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+    }
+}
+
 /// The start of a `jsonb` as text, for error messages.
 ///
 /// # Safety
 /// The datum is a `jsonb`.
-unsafe fn shortened(datum: Datum) -> String {
+pub unsafe fn shortened(datum: Datum) -> String {
     const LIMIT: usize = 100;
-    // SAFETY: jsonb_out's result is a C string in the current memory context.
-    let text = unsafe {
-        let text = pg_sys::OidOutputFunctionCall(pg_sys::Oid::from(F_JSONB_OUT), datum);
-        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
-    };
+    // SAFETY: the caller's.
+    let text = unsafe { text(datum) };
     match text.char_indices().nth(LIMIT) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,

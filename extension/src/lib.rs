@@ -16,6 +16,7 @@ mod jsonb;
 mod launcher;
 mod memory;
 mod operate;
+mod options;
 mod produce;
 mod queues;
 mod scheduler;

@@ -13,6 +13,7 @@ use crate::call::sql_function;
 use crate::commit;
 use crate::error::Error;
 use crate::jsonb;
+use crate::options;
 use crate::shmem;
 use crate::spi;
 use crate::spi::Statement;
@@ -25,11 +26,33 @@ thread_local! {
         c"INSERT INTO pg_task.task (id, queue, priority, step, wakeup_at) VALUES ($1, $2, $3, $4, $5)",
         &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::JSONBOID, pg_sys::TIMESTAMPTZOID],
     ) };
+    static INSERT_WITH: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.task (id, queue, priority, step, wakeup_at, options) VALUES ($1, $2, $3, $4, $5, $6)",
+        &[
+            pg_sys::UUIDOID,
+            pg_sys::TEXTOID,
+            pg_sys::INT2OID,
+            pg_sys::JSONBOID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::JSONBOID,
+        ],
+    ) };
     static INSERT_MANY: Statement = const { Statement::new(
         // In the list of columns the array is unpacked one by one; in FROM it would be copied first.
         c"INSERT INTO pg_task.task (queue, priority, step, wakeup_at) \
           SELECT $2, $3, pg_catalog.unnest($1), $4 RETURNING id",
         &[pg_sys::JSONBARRAYOID, pg_sys::TEXTOID, pg_sys::INT2OID, pg_sys::TIMESTAMPTZOID],
+    ) };
+    static INSERT_MANY_WITH: Statement = const { Statement::new(
+        c"INSERT INTO pg_task.task (queue, priority, step, wakeup_at, options) \
+          SELECT $2, $3, pg_catalog.unnest($1), $4, $5 RETURNING id",
+        &[
+            pg_sys::JSONBARRAYOID,
+            pg_sys::TEXTOID,
+            pg_sys::INT2OID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::JSONBOID,
+        ],
     ) };
     static INSERT_ROW: Statement = const { Statement::new(
         c"INSERT INTO pg_task.task (id, queue, priority, step) VALUES ($1, $2, $3, \
@@ -45,11 +68,12 @@ thread_local! {
     ) };
 }
 
-/// Where a task goes: checked.
+/// Where a task goes, and its own settings: checked.
 struct Place {
     queue: Datum,
     name: QueueName,
     priority: i16,
+    options: Option<Datum>,
 }
 
 fn enqueue(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -59,7 +83,7 @@ sql_function!(
     "enqueue_wrapper",
     "pg_finfo_enqueue_wrapper",
     enqueue,
-    "enqueue(step jsonb, queue text, priority integer) RETURNS uuid"
+    "enqueue(step jsonb, queue text, priority integer, options jsonb) RETURNS uuid"
 );
 
 fn delay(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -84,7 +108,7 @@ sql_function!(
     "delay_wrapper",
     "pg_finfo_delay_wrapper",
     delay,
-    "delay(step jsonb, delay interval, queue text, priority integer) RETURNS uuid"
+    "delay(step jsonb, delay interval, queue text, priority integer, options jsonb) RETURNS uuid"
 );
 
 fn schedule(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -94,7 +118,7 @@ sql_function!(
     "schedule_wrapper",
     "pg_finfo_schedule_wrapper",
     schedule,
-    "schedule(step jsonb, wakeup_at timestamptz, queue text, priority integer) RETURNS uuid"
+    "schedule(step jsonb, wakeup_at timestamptz, queue text, priority integer, options jsonb) RETURNS uuid"
 );
 
 fn insert(
@@ -105,7 +129,7 @@ fn insert(
     check_server()?;
     let step = call.required(0, "step")?;
     let due = due(call)?;
-    let place = place(call, first_option)?;
+    let place = place(call, first_option, first_option + 2)?;
     let id = uuid7::new();
     if !insert_below(&place, due, &[(id, step)])? {
         spi::connected(|spi| {
@@ -116,7 +140,14 @@ fn insert(
                 Some(step),
                 spi::int(due),
             ];
-            INSERT.with(|statement| statement.run(spi, &arguments, false));
+            match place.options {
+                None => INSERT.with(|statement| statement.run(spi, &arguments, false)),
+                options => {
+                    let [id, queue, priority, step, due] = arguments;
+                    let arguments = [id, queue, priority, step, due, options];
+                    INSERT_WITH.with(|statement| statement.run(spi, &arguments, false))
+                }
+            };
         });
     }
     Ok(Some(uuid7::datum(&id)))
@@ -128,10 +159,11 @@ fn insert_below(place: &Place, due: Micros, tasks: &[(TaskId, Datum)]) -> Result
         check_step(Some(*step))?;
     }
     let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
-    let can_insert = table.can_insert();
+    let can_insert = table.can_insert(place.options.is_some());
     if can_insert {
         for &(id, step) in tasks {
-            table.insert(&NewTask { id, queue: place.queue, priority: place.priority, step, due });
+            let Place { queue, priority, options, .. } = *place;
+            table.insert(&NewTask { id, queue, priority, step, due, options });
             commit::note_due(&place.name, place.priority, due, id);
         }
     }
@@ -151,7 +183,7 @@ fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
     if let Some(position) = steps.iter().position(Option::is_none) {
         return Err(Error::NullElement { name: "steps", position: position + 1 });
     }
-    let place = place(call, 1)?;
+    let place = place(call, 1, 4)?;
     let due = match call.datum(3) {
         Some(due) => finite(due.value() as i64, "wakeup_at")?,
         None => spi::transaction_time(),
@@ -162,7 +194,14 @@ fn enqueue_many(call: &mut Call) -> Result<Option<Datum>, Error> {
     } else {
         spi::connected(|spi| {
             let arguments = [Some(steps_datum), Some(place.queue), spi::int(place.priority), spi::int(due)];
-            let rows = INSERT_MANY.with(|statement| statement.run(spi, &arguments, false));
+            let rows = match place.options {
+                None => INSERT_MANY.with(|statement| statement.run(spi, &arguments, false)),
+                options => {
+                    let [steps, queue, priority, due] = arguments;
+                    let arguments = [steps, queue, priority, due, options];
+                    INSERT_MANY_WITH.with(|statement| statement.run(spi, &arguments, false))
+                }
+            };
             (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
         })
     };
@@ -172,7 +211,7 @@ sql_function!(
     "enqueue_many_wrapper",
     "pg_finfo_enqueue_many_wrapper",
     enqueue_many,
-    "enqueue_many(steps jsonb[], queue text, priority integer, wakeup_at timestamptz) RETURNS uuid[]"
+    "enqueue_many(steps jsonb[], queue text, priority integer, wakeup_at timestamptz, options jsonb) RETURNS uuid[]"
 );
 
 fn enqueue_row(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -240,8 +279,8 @@ fn check_row_trigger(event: u32) -> Result<(), Error> {
     Err(Error::EnqueueRowUse { got })
 }
 
-/// The queue and the priority among a function's arguments.
-fn place(call: &Call, first: usize) -> Result<Place, Error> {
+/// The queue, the priority and the options among a function's arguments.
+fn place(call: &Call, first: usize, options: usize) -> Result<Place, Error> {
     let queue = call.required(first, "queue")?;
     // SAFETY: declared as text.
     let name = queue_name(&unsafe { spi::text_from(queue) })?;
@@ -252,7 +291,9 @@ fn place(call: &Call, first: usize) -> Result<Place, Error> {
         high: i64::from(i16::MAX),
         got,
     })?;
-    Ok(Place { queue, name, priority })
+    let options = call.datum(options);
+    options::check_datum(options)?;
+    Ok(Place { queue, name, priority, options })
 }
 
 /// A queue's name, or the reason why it is none.

@@ -37,10 +37,13 @@ pub enum Column {
     Queue = 10,
     Step = 11,
     Error = 12,
+    #[expect(dead_code, reason = "for the position of those behind it")]
+    Errors = 13,
+    Options = 14,
 }
 
-/// How many columns the table has at least: later versions only add to its end.
-const COLUMNS: i32 = Column::Error as i32;
+/// How many columns the table has, unless it is that of an older version (they only add to its end) or of a user who has added some.
+const COLUMNS: i32 = Column::Options as i32;
 
 /// The collation "C" in `pg_collation.dat`: the queue's.
 const C_COLLATION: u32 = 950;
@@ -265,8 +268,9 @@ impl TaskTable {
     fn current(&self) -> TaskRow<'_> {
         // SAFETY: the slot holds a row of the table.
         unsafe {
-            if i32::from((*self.slot).tts_nvalid) < COLUMNS {
-                pg_sys::slot_getsomeattrs_int(self.slot, COLUMNS);
+            let columns = COLUMNS.min((*(*self.relation).rd_att).natts);
+            if i32::from((*self.slot).tts_nvalid) < columns {
+                pg_sys::slot_getsomeattrs_int(self.slot, columns);
             }
         }
         TaskRow { slot: self.slot, table: PhantomData }
@@ -281,11 +285,14 @@ pub struct TaskRow<'a> {
 }
 
 impl TaskRow<'_> {
-    /// A column as it lies in the buffer.
+    /// A column as it lies in the buffer. One that an older version of the table does not have is NULL.
     pub fn datum(&self, column: Column) -> Option<Datum> {
         let index = column as usize - 1;
-        // SAFETY: the slot's values were filled for all columns of `Column`.
-        unsafe { (!*(*self.slot).tts_isnull.add(index)).then(|| *(*self.slot).tts_values.add(index)) }
+        // SAFETY: the slot's values were filled for as many columns as it says.
+        unsafe {
+            let is_there = index < (*self.slot).tts_nvalid as usize && !*(*self.slot).tts_isnull.add(index);
+            is_there.then(|| *(*self.slot).tts_values.add(index))
+        }
     }
 
     /// The task's id.

@@ -217,7 +217,7 @@ mod tests {
     fn an_untouched_table_is_written_below_the_executor_and_one_with_a_constraint_of_the_user_s_is_not() {
         let below = || {
             let table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
-            let below = (table.can_insert(), table.can_go_on());
+            let below = (table.can_insert(true), table.can_go_on());
             table.close();
             below
         };

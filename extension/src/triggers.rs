@@ -12,6 +12,7 @@ use crate::call::Call;
 use crate::call::sql_function;
 use crate::commit;
 use crate::error::Error;
+use crate::options;
 use crate::produce;
 use crate::shmem;
 use crate::spi;
@@ -42,6 +43,7 @@ impl Row<'_> {
     /// Checks what the user wrote; NULLs are left to the column constraints.
     fn check(&self) -> Result<(), Error> {
         produce::check_step(self.datum(Column::Step))?;
+        options::check_datum(self.datum(Column::Options))?;
         if let Some(due) = self.datum(Column::WakeupAt) {
             produce::finite(due.value() as i64, "wakeup_at")?;
         }
@@ -155,6 +157,23 @@ fn on_update(call: &mut Call) -> Result<Option<Datum>, Error> {
     Ok(Some(Datum::from(tuple)))
 }
 sql_function!("on_update_wrapper", "pg_finfo_on_update_wrapper", on_update, "on_update() RETURNS trigger");
+
+fn on_options(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let trigger = own_trigger(call)?;
+    let row = Row { tuple: trigger.tg_newtuple, trigger };
+    options::check_datum(row.datum(Column::Options))?;
+    row.note()?;
+    Ok(Some(Datum::from(row.tuple)))
+}
+sql_function!(
+    "on_options_wrapper",
+    "pg_finfo_on_options_wrapper",
+    on_options,
+    "on_options() RETURNS trigger"
+);
 
 fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
     let trigger = own_trigger(call)?;

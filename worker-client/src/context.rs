@@ -31,6 +31,8 @@ pub struct Context {
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(crate) due: i64,
     pub(crate) queue: Bytes,
+    /// JSON; none for a task without options.
+    pub(crate) options: Option<Bytes>,
     pub(crate) step_name: StepName,
     pub(crate) control: Arc<Control>,
     /// The transaction of a step that has ended well in one, for the worker to commit.
@@ -57,6 +59,7 @@ impl Context {
         Self {
             shared: self.shared.clone(),
             queue: self.queue.clone(),
+            options: self.options.clone(),
             control: self.control.clone(),
             transaction: Mutex::default(),
             extensions: self.extensions.clone(),
@@ -131,6 +134,17 @@ impl Context {
     /// The queue that the task is in.
     pub fn queue(&self) -> &str {
         std::str::from_utf8(&self.queue).unwrap_or_default()
+    }
+
+    /// What the task was enqueued with as `meta`, or was given since; null when there is none.
+    pub fn meta(&self) -> serde_json::Value {
+        #[derive(Default, serde::Deserialize)]
+        struct Options {
+            #[serde(default)]
+            meta: serde_json::Value,
+        }
+        let options = self.options.as_deref().map(serde_json::from_slice::<Options>);
+        options.and_then(Result::ok).unwrap_or_default().meta
     }
 
     /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker. The step's result will be refused; a few

@@ -1,6 +1,7 @@
 //! Enqueueing, on any executor: a pool, a connection, a transaction of the caller's.
 
 mod copy;
+mod options;
 
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use chrono::Utc;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::PgExecutor;
+use sqlx::Postgres;
+use sqlx::postgres::PgArguments;
 use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -17,6 +20,7 @@ use crate::Error;
 use crate::Result;
 use crate::Scheduler;
 pub use copy::enqueue_copy;
+use options::Options;
 
 /// Enqueues a task that is due now. Returns its id.
 ///
@@ -50,7 +54,7 @@ pub async fn enqueue_many<'e, T: Scheduler>(db: impl PgExecutor<'e>, tasks: &[T]
     Enqueue::new().enqueue_many(db, tasks).await
 }
 
-/// Where and how urgently a task is enqueued.
+/// Where and how urgently a task is enqueued, and its own options.
 ///
 /// ```rust,no_run
 /// # use pg_task_client as pg_task;
@@ -63,6 +67,7 @@ pub async fn enqueue_many<'e, T: Scheduler>(db: impl PgExecutor<'e>, tasks: &[T]
 pub struct Enqueue<'a> {
     queue: &'a str,
     priority: i16,
+    options: Options<'a>,
 }
 
 impl Default for Enqueue<'_> {
@@ -74,7 +79,7 @@ impl Default for Enqueue<'_> {
 impl<'a> Enqueue<'a> {
     /// The queue `default`, priority 0.
     pub const fn new() -> Self {
-        Self { queue: "default", priority: 0 }
+        Self { queue: "default", priority: 0, options: Options::NONE }
     }
 
     /// The queue: a name of 1 to 63 bytes.
@@ -89,18 +94,24 @@ impl<'a> Enqueue<'a> {
         self
     }
 
+    /// Data of the program's own, an object: for people, for searching, for [`crate::Context::meta`].
+    pub const fn meta(mut self, meta: &'a serde_json::Map<String, serde_json::Value>) -> Self {
+        self.options.meta = Some(meta);
+        self
+    }
+
     /// Enqueues a task that is due now.
     ///
     /// # Errors
     /// As [`enqueue()`].
     pub async fn enqueue<'e>(self, db: impl PgExecutor<'e>, task: &impl Serialize) -> Result<Uuid> {
-        sqlx::query_scalar("SELECT pg_task.enqueue($1, $2, $3)")
-            .bind(step(task)?)
-            .bind(self.queue)
-            .bind(i32::from(self.priority))
-            .fetch_one(db)
-            .await
-            .map_err(Error::AddTask)
+        let options = self.options.json()?;
+        let call = match options {
+            None => "SELECT pg_task.enqueue($1, $2, $3)",
+            Some(_) => "SELECT pg_task.enqueue($1, $2, $3, options => $4)",
+        };
+        let call = sqlx::query_scalar(call).bind(step(task)?).bind(self.queue).bind(i32::from(self.priority));
+        bind(call, options).fetch_one(db).await.map_err(Error::AddTask)
     }
 
     /// Enqueues a task that is due after a delay.
@@ -113,14 +124,17 @@ impl<'a> Enqueue<'a> {
         task: &impl Serialize,
         delay: Duration,
     ) -> Result<Uuid> {
-        sqlx::query_scalar("SELECT pg_task.delay($1, $2, $3, $4)")
+        let options = self.options.json()?;
+        let call = match options {
+            None => "SELECT pg_task.delay($1, $2, $3, $4)",
+            Some(_) => "SELECT pg_task.delay($1, $2, $3, $4, options => $5)",
+        };
+        let call = sqlx::query_scalar(call)
             .bind(step(task)?)
             .bind(interval(delay))
             .bind(self.queue)
-            .bind(i32::from(self.priority))
-            .fetch_one(db)
-            .await
-            .map_err(Error::AddTask)
+            .bind(i32::from(self.priority));
+        bind(call, options).fetch_one(db).await.map_err(Error::AddTask)
     }
 
     /// Enqueues a task that is due at a moment.
@@ -133,14 +147,17 @@ impl<'a> Enqueue<'a> {
         task: &impl Serialize,
         at: DateTime<Utc>,
     ) -> Result<Uuid> {
-        sqlx::query_scalar("SELECT pg_task.schedule($1, $2, $3, $4)")
+        let options = self.options.json()?;
+        let call = match options {
+            None => "SELECT pg_task.schedule($1, $2, $3, $4)",
+            Some(_) => "SELECT pg_task.schedule($1, $2, $3, $4, options => $5)",
+        };
+        let call = sqlx::query_scalar(call)
             .bind(step(task)?)
             .bind(at)
             .bind(self.queue)
-            .bind(i32::from(self.priority))
-            .fetch_one(db)
-            .await
-            .map_err(Error::AddTask)
+            .bind(i32::from(self.priority));
+        bind(call, options).fetch_one(db).await.map_err(Error::AddTask)
     }
 
     /// Enqueues many tasks that are due now, in one statement.
@@ -153,13 +170,26 @@ impl<'a> Enqueue<'a> {
         tasks: &[T],
     ) -> Result<Vec<Uuid>> {
         let steps = tasks.iter().map(step).collect::<Result<Vec<_>>>()?;
-        sqlx::query_scalar("SELECT pg_task.enqueue_many($1, $2, $3)")
-            .bind(steps)
-            .bind(self.queue)
-            .bind(i32::from(self.priority))
-            .fetch_one(db)
-            .await
-            .map_err(Error::AddTask)
+        let options = self.options.json()?;
+        let call = match options {
+            None => "SELECT pg_task.enqueue_many($1, $2, $3)",
+            Some(_) => "SELECT pg_task.enqueue_many($1, $2, $3, options => $4)",
+        };
+        let call = sqlx::query_scalar(call).bind(steps).bind(self.queue).bind(i32::from(self.priority));
+        bind(call, options).fetch_one(db).await.map_err(Error::AddTask)
+    }
+}
+
+type Call<'q, O> = sqlx::query::QueryScalar<'q, Postgres, O, PgArguments>;
+
+/// Binds the options where there are some: the statement has a parameter for them then.
+fn bind<O>(call: Call<'_, O>, options: Option<Json<Box<RawValue>>>) -> Call<'_, O>
+where
+    (O,): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
+{
+    match options {
+        None => call,
+        Some(options) => call.bind(options),
     }
 }
 

@@ -222,7 +222,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
     /// Runs the step that is due first. False when none is.
     async fn run_one(&mut self, id: Option<Uuid>) -> Result<bool> {
         let row = sqlx::query(
-            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint
+            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, options::text
              FROM pg_task.task WHERE error IS NULL AND wakeup_at <= now() AND ($1 IS NULL OR id = $1)
              ORDER BY priority, wakeup_at, id LIMIT 1",
         )
@@ -238,6 +238,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             id,
             queue: row.try_get(1).map_err(look)?,
             step: step.get().to_owned(),
+            options: row.try_get(5).map_err(look)?,
             tried: row.try_get(3).map_err(look)?,
             due: row.try_get(4).map_err(look)?,
             token: self.token,

@@ -13,6 +13,7 @@ use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
 
 use super::Caller;
 use super::End;
@@ -58,6 +59,18 @@ pub struct Claimed {
     pub more: bool,
 }
 
+/// A claim that is to be written into its row.
+pub struct InWriting {
+    /// The claim.
+    pub claim: Claim,
+    /// The row's fence.
+    pub fence: i64,
+    /// The step.
+    pub kind: Kind,
+    /// The task's own settings, a `jsonb`.
+    pub options: Option<Datum>,
+}
+
 /// One call's hand-out while it is put together.
 struct HandOut<'a> {
     slot: Slot,
@@ -69,7 +82,7 @@ struct HandOut<'a> {
     /// Steps of which only so many may run at once.
     limited: Vec<Kind>,
     /// Tasks whose claims are written into their rows before they are handed out.
-    in_writing: Vec<(Claim, i64, Kind)>,
+    in_writing: Vec<InWriting>,
     noted: Vec<(Claim, ClaimedRow)>,
     rejected: Vec<(Claim, Not)>,
     bytes: usize,
@@ -195,7 +208,10 @@ impl HandOut<'_> {
         }
         let locked = row.datum(Column::LockedBy).is_some();
         if locked || row.int8(Column::UpdatedAt).unwrap_or(0) < shmem::crash_barrier() {
-            self.in_writing.push((claim, task.fence, kind));
+            // The row leaves its buffer before it is written.
+            // SAFETY: the column is a jsonb.
+            let options = task.options.map(|options| unsafe { jsonb::copy(options) });
+            self.in_writing.push(InWriting { claim, fence: task.fence, kind, options });
             return false;
         }
         let noted = ClaimedRow { fence: task.fence, kind, place: row.place(), counted: false };
@@ -233,12 +249,17 @@ impl HandOut<'_> {
             return Err(Not::Known(kind, name.label()));
         }
         let (fence, tried) = (row.int8(Column::Fence).unwrap_or(0), row.int4(Column::Tried).unwrap_or(0));
-        Ok((kind, Task { claim: taken.claim, fence, tried, wakeup_at, queue, step }))
+        let options = row.datum(Column::Options);
+        Ok((kind, Task { claim: taken.claim, fence, tried, wakeup_at, queue, step, options }))
     }
 
     fn hand_over(&mut self, task: &Task, output: &mut Output) {
         // SAFETY: the column is a jsonb; its header says the size.
         self.bytes += 64 + unsafe { pg_sys::toast_raw_datum_size(task.step) };
+        if let Some(options) = task.options {
+            // SAFETY: as above.
+            self.bytes += unsafe { pg_sys::toast_raw_datum_size(options) };
+        }
         output.task(task);
     }
 
@@ -248,8 +269,8 @@ impl HandOut<'_> {
         let limit = |kind: &Kind| self.worker.retry_limit(*kind).unwrap_or(0);
         let rows = written::write(spi, &self.worker.id, &chosen, limit);
         let mut count = 0;
-        for (claim, _, kind) in chosen {
-            match rows.of(&claim) {
+        for InWriting { claim, kind, options, .. } in chosen {
+            match rows.of(&claim, options) {
                 written::Written::Run(task, place) => {
                     let noted = ClaimedRow { fence: task.fence, kind, place, counted: true };
                     self.noted.push((claim, noted));

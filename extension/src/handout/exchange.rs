@@ -38,7 +38,8 @@ sql_function!(
         worker uuid, want integer, ids uuid[], fences bigint[], tokens bigint[], outcomes smallint[], steps jsonb[],
         delays bigint[], errors text[], registration bigint)
      RETURNS TABLE (
-        event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb)"
+        event smallint, id uuid, fence bigint, token bigint, tried integer, wakeup_at timestamptz, queue text, step jsonb,
+        options jsonb)"
 );
 
 fn exchange_packed(call: &mut Call) -> Result<Option<Datum>, Error> {

@@ -19,6 +19,7 @@ pub enum Event {
     Stop = 4,
     Unregistered = 5,
     Work = 6,
+    TaskWithOptions = 7,
 }
 
 /// A task that is handed out. Queue and step point into the row.
@@ -36,6 +37,8 @@ pub struct Task {
     pub queue: Datum,
     /// Its step, a `jsonb`.
     pub step: Datum,
+    /// Its own settings, a `jsonb`.
+    pub options: Option<Datum>,
 }
 
 /// Where the answer goes.
@@ -59,6 +62,7 @@ impl Output {
                 spi::int(task.wakeup_at),
                 Some(task.queue),
                 Some(task.step),
+                task.options,
             ]),
             Self::Packed(packed) => packed.task(task),
         }
@@ -73,6 +77,7 @@ impl Output {
                 spi::int(fence),
                 spi::int(token),
                 spi::int(0),
+                None,
                 None,
                 None,
                 None,
@@ -98,6 +103,7 @@ impl Output {
                 None,
                 None,
                 None,
+                None,
             ]),
             Self::Packed(packed) => {
                 packed.byte(Event::Refused as u8);
@@ -119,6 +125,7 @@ impl Output {
                 None,
                 None,
                 None,
+                None,
             ]),
             Self::Packed(packed) => {
                 packed.byte(Event::Cancelled as u8);
@@ -130,7 +137,9 @@ impl Output {
     /// Something about the worker itself.
     pub fn event(&mut self, event: Event) {
         match self {
-            Self::Rows(rows) => rows.push([spi::int(event as i16), None, None, None, None, None, None, None]),
+            Self::Rows(rows) => {
+                rows.push([spi::int(event as i16), None, None, None, None, None, None, None, None])
+            }
             Self::Packed(packed) => packed.byte(event as u8),
         }
     }
@@ -167,26 +176,40 @@ impl Packed {
 
     fn task(&mut self, task: &Task) {
         let mut head = [0; 45];
-        head[0] = Event::Task as u8;
+        let event = if task.options.is_none() { Event::Task } else { Event::TaskWithOptions };
+        head[0] = event as u8;
         head[1..17].copy_from_slice(&task.claim.id);
         head[17..25].copy_from_slice(&task.fence.to_be_bytes());
         head[25..33].copy_from_slice(&task.claim.token.to_be_bytes());
         head[33..37].copy_from_slice(&task.tried.to_be_bytes());
         head[37..45].copy_from_slice(&task.wakeup_at.to_be_bytes());
         self.bytes(&head);
-        // SAFETY: the datums are a text of at most 63 bytes and a jsonb that lie in the row; the jsonb is detoasted first, its text is
-        // appended by PostgreSQL's own function.
+        // SAFETY: the datums are a text of at most 63 bytes and jsonbs that lie in the row.
         unsafe {
             let queue = pg_sys::pg_detoast_datum_packed(task.queue.cast_mut_ptr());
             let len = pgrx::varlena::varsize_any_exhdr(queue);
             let data = pgrx::varlena::vardata_any(queue).cast::<u8>();
             self.byte(len.min(255) as u8);
             self.bytes(std::slice::from_raw_parts(data, len.min(255)));
-            let at = self.len();
-            self.bytes(&[0; size_of::<u32>()]);
-            let step = pg_sys::pg_detoast_datum(task.step.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
-            let size = pgrx::varlena::varsize_any_exhdr(step.cast());
-            pg_sys::JsonbToCString(&mut self.buffer, &raw mut (*step).root, size as i32);
+            self.json(task.step);
+            if let Some(options) = task.options {
+                self.json(options);
+            }
+        }
+    }
+
+    /// The length of the text of a `jsonb`, and the text.
+    ///
+    /// # Safety
+    /// The datum is a `jsonb`.
+    unsafe fn json(&mut self, datum: Datum) {
+        let at = self.len();
+        self.bytes(&[0; size_of::<u32>()]);
+        // SAFETY: detoasted first; its text is appended by PostgreSQL's own function.
+        unsafe {
+            let value = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
+            let size = pgrx::varlena::varsize_any_exhdr(value.cast());
+            pg_sys::JsonbToCString(&mut self.buffer, &raw mut (*value).root, size as i32);
             let size = (self.len() - at - size_of::<u32>()) as u32;
             self.buffer.data.add(at).cast::<[u8; 4]>().write(size.to_be_bytes());
         }

@@ -9,8 +9,10 @@ use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
 use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
 use rustc_hash::FxHashMap;
 
+use super::claim::InWriting;
 use super::output::Task;
 use crate::background;
 use crate::guc;
@@ -69,16 +71,16 @@ pub struct WrittenRows {
 pub fn write(
     spi: &Connected,
     worker: &WorkerId,
-    chosen: &[(Claim, i64, Kind)],
+    chosen: &[InWriting],
     retry_limit: impl Fn(&Kind) -> i32,
 ) -> WrittenRows {
     let lost_limit = guc::LOST_LIMIT.get();
     // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
     let retries =
-        chosen.iter().map(|(_, _, kind)| spi::int(retry_limit(kind).max(lost_limit).saturating_add(1)));
+        chosen.iter().map(|claim| spi::int(retry_limit(&claim.kind).max(lost_limit).saturating_add(1)));
     let arguments = [
-        spi::uuid_array(chosen.iter().map(|(claim, _, _)| &claim.id)),
-        spi::int8_array(chosen.iter().map(|(_, fence, _)| *fence)),
+        spi::uuid_array(chosen.iter().map(|chosen| &chosen.claim.id)),
+        spi::int8_array(chosen.iter().map(|chosen| chosen.fence)),
         spi::nullable_array(retries, spi::ElementType::Int4),
         Some(spi::uuid(worker)),
     ];
@@ -86,7 +88,7 @@ pub fn write(
     let by_id: FxHashMap<TaskId, usize> =
         (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
     let left: Vec<&TaskId> =
-        chosen.iter().map(|(claim, _, _)| &claim.id).filter(|id| !by_id.contains_key(*id)).collect();
+        chosen.iter().map(|chosen| &chosen.claim.id).filter(|id| !by_id.contains_key(*id)).collect();
     let mut busy = FxHashMap::default();
     if !left.is_empty() {
         let found = LOOK.with(|statement| statement.run(spi, &[spi::uuid_array(left.into_iter())], false));
@@ -102,8 +104,8 @@ pub fn write(
 }
 
 impl WrittenRows {
-    /// What became of a claim.
-    pub fn of(&self, claim: &Claim) -> Written {
+    /// What became of a claim; the options are those of its row.
+    pub fn of(&self, claim: &Claim, options: Option<Datum>) -> Written {
         let Some(&row) = self.by_id.get(&claim.id) else {
             return self.busy.get(&claim.id).map_or(Written::Parked, |hint| Written::Changed(*hint));
         };
@@ -119,6 +121,7 @@ impl WrittenRows {
             wakeup_at: rows.int8(row, 5).unwrap_or(0),
             queue,
             step,
+            options,
         };
         let place = rows.datum(row, 8).map_or(Place::UNKNOWN, |tid| {
             // SAFETY: the column is a row's place.

@@ -13,9 +13,11 @@ use super::TaskTable;
 use crate::spi;
 
 /// CHECK constraints of `sql/20_task.sql`. What goes below the executor was checked for all that they say.
-const OWN_CHECKS: [&CStr; 6] = [
+const OWN_CHECKS: [&CStr; 8] = [
+    c"task_errors_are_a_list",
     c"task_fence_is_not_negative",
     c"task_lock_is_whole",
+    c"task_options_are_an_object",
     c"task_queue_is_a_name",
     c"task_step_has_a_name",
     c"task_tried_is_not_negative",
@@ -37,6 +39,8 @@ pub struct NewTask {
     pub step: Datum,
     /// When it is due.
     pub due: Micros,
+    /// Its own settings, a jsonb.
+    pub options: Option<Datum>,
 }
 
 /// The table's indexes, open for new entries.
@@ -102,15 +106,18 @@ impl Indexes {
 impl TaskTable {
     /// Whether the current user may insert new tasks, and they may go below the executor: nothing of the user's is to be done or checked
     /// with them.
-    pub fn can_insert(&self) -> bool {
+    pub fn can_insert(&self, with_options: bool) -> bool {
         const FOR_INSERT: i16 = 1 << 2;
         // SAFETY: plain reads of this process' state and of the open relation's description.
         let (columns, read_only) = unsafe { ((*(*self.relation).rd_att).natts, pg_sys::XactReadOnly) };
         // Columns that were added may have defaults.
-        columns == COLUMNS && !read_only && self.is_plain_for(FOR_INSERT, &OWN_TRIGGERS) && self.may_insert()
+        columns == COLUMNS
+            && !read_only
+            && self.is_plain_for(FOR_INSERT, &OWN_TRIGGERS)
+            && self.may_insert(with_options)
     }
 
-    fn may_insert(&self) -> bool {
+    fn may_insert(&self, with_options: bool) -> bool {
         // SAFETY: look-ups in the catalog's cache, in a transaction.
         unsafe {
             let (table, user, ok) =
@@ -119,6 +126,7 @@ impl TaskTable {
             pg_sys::pg_class_aclcheck(table, user, insert) == ok
                 || [Column::Id, Column::Queue, Column::Priority, Column::Step, Column::WakeupAt]
                     .into_iter()
+                    .chain(with_options.then_some(Column::Options))
                     .all(|column| pg_sys::pg_attribute_aclcheck(table, column as i16, user, insert) == ok)
         }
     }
@@ -142,6 +150,10 @@ impl TaskTable {
         for (column, value) in values {
             datums[column as usize - 1] = value;
             nulls[column as usize - 1] = false;
+        }
+        if let Some(options) = task.options {
+            datums[Column::Options as usize - 1] = options;
+            nulls[Column::Options as usize - 1] = false;
         }
         // SAFETY: the table has these columns, of the values' types (see `can_insert`); the relation is locked for writing.
         unsafe {

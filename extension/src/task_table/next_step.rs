@@ -11,8 +11,8 @@ use super::TaskTable;
 use super::item_pointer;
 use super::place_of;
 
-/// Triggers of `sql/20_task.sql` for UPDATE. A next step fires neither: it raises the fence and leaves `error` NULL.
-const OWN_TRIGGERS: [&std::ffi::CStr; 2] = [c"task_update", c"task_error_update"];
+/// Triggers of `sql/20_task.sql` for UPDATE. A next step fires none: it raises the fence and leaves `error` NULL and `options` as they are.
+const OWN_TRIGGERS: [&std::ffi::CStr; 3] = [c"task_update", c"task_error_update", c"task_options"];
 
 #[cfg(feature = "pg15")]
 type IndexesChanged = bool;

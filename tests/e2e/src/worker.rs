@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use sqlx::PgPool;
 
-pg_task::task!(Test { Abort, Chain, CrashMachine, Exact, Fail, Later, Note, Panic, Sleep });
+pg_task::task!(Test { Abort, Chain, CrashMachine, Exact, Fail, Later, Meta, Note, Panic, Sleep });
 pg_task::scheduler!(Tasks { Test });
 
 /// The ledger's file.
@@ -39,6 +39,19 @@ impl Step<Test, Context> for Note {
     async fn step(self, cx: &Context) -> StepResult<Test> {
         cx.state::<Ledger>().note(&self.key)?;
         NextStep::none()
+    }
+}
+
+/// Notes the task's own metadata, twice: also that of a next step which stays with the worker.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Meta {
+    again: bool,
+}
+
+impl Step<Test, Context> for Meta {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.state::<Ledger>().note(&cx.meta().to_string())?;
+        if self.again { NextStep::now(Meta { again: false }) } else { NextStep::none() }
     }
 }
 

@@ -379,7 +379,12 @@ async fn the_table_s_own_trigger_functions_refuse_other_tables() -> Result<()> {
         .run("CREATE TABLE t (id int, step text); CREATE SCHEMA other; CREATE TABLE other.task (id int)")
         .await?;
     for table in ["t", "other.task"] {
-        for (function, when) in [("on_insert", "BEFORE"), ("on_update", "BEFORE"), ("on_error", "AFTER")] {
+        for (function, when) in [
+            ("on_insert", "BEFORE"),
+            ("on_update", "BEFORE"),
+            ("on_options", "BEFORE"),
+            ("on_error", "AFTER"),
+        ] {
             session
                 .run(&format!("CREATE TRIGGER x {when} INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION pg_task.{function}()"))
                 .await?;

@@ -356,7 +356,7 @@ async fn names_with_quotes_and_the_owner_s_triggers_change_nothing_about_who_a_r
     let db = database().await?;
     db.run(r#"CREATE ROLE "a"";drop table x;--"; SELECT pg_task.grant_produce('"a"";drop table x;--"')"#)
         .await?;
-    assert_eq!(db.ask(r#"SELECT has_function_privilege('a";drop table x;--', 'pg_task.enqueue(jsonb, text, integer)', 'EXECUTE')"#).await?, "t");
+    assert_eq!(db.ask(r#"SELECT has_function_privilege('a";drop table x;--', 'pg_task.enqueue(jsonb, text, integer, jsonb)', 'EXECUTE')"#).await?, "t");
     // A role that may write to a table with a trigger needs the right to enqueue itself: the trigger lends it nothing.
     db.run("CREATE TABLE public.orders (id int); CREATE TRIGGER t AFTER INSERT ON public.orders FOR EACH ROW EXECUTE FUNCTION pg_task.enqueue_row('A', 'B'); GRANT USAGE ON SCHEMA public TO PUBLIC").await?;
     let mut session = login(&db, "customer").await?;

@@ -25,7 +25,7 @@ use pg_task_e2e::tree_of;
 
 const NOTE: &str = r#"{"Test": {"Note": {"key": "a"}}}"#;
 
-/// A version that never was: today's, without an index and a view, and with another comment.
+/// A version that never was: today's, without two columns, what belongs to them, an index and a view, and with another comment.
 const ARTIFICIAL: &str = "0.0.9";
 
 /// Takes a part out of a script; returns the part.
@@ -45,6 +45,18 @@ fn artificial() -> Result<(String, String)> {
     // With the comments on its columns.
     update += &take(&mut old, "CREATE VIEW pg_task.failed", "IS 'When it was enqueued';")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.tried", "';")?;
+    take(&mut old, "    errors     jsonb,", "options    jsonb,\n")?;
+    let checks = take(&mut old, ",\n    CONSTRAINT task_errors_are_a_list", "'object')")?;
+    let checks = checks.trim_start_matches(',').replace("CONSTRAINT", "ADD CONSTRAINT");
+    update +=
+        &format!("ALTER TABLE pg_task.task ADD COLUMN errors jsonb, ADD COLUMN options jsonb, {checks};");
+    update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.errors", "';")?;
+    update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.options", "';")?;
+    update += &take(&mut old, "COMMENT ON CONSTRAINT task_errors_are_a_list", "';")?;
+    update += &take(&mut old, "COMMENT ON CONSTRAINT task_options_are_an_object", "';")?;
+    update += &take(&mut old, "CREATE TRIGGER task_options", ";")?;
+    update += &take(&mut old, "COMMENT ON TRIGGER task_options", "';")?;
+    update += &take(&mut old, "ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_options", ";")?;
     Ok((old, update))
 }
 
@@ -202,7 +214,7 @@ async fn check_filled(before: &Database, after: &Database, producer: &str) -> Re
     let differences = catalog::differences(&catalog::objects(before).await?, &catalog::objects(after).await?);
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     let granted = format!(
-        "SELECT has_function_privilege('{producer}', 'pg_task.enqueue(jsonb, text, integer)', 'EXECUTE')"
+        "SELECT has_function_privilege('{producer}', 'pg_task.enqueue(jsonb, text, integer, jsonb)', 'EXECUTE')"
     );
     assert_eq!(after.ask(&granted).await?, "t");
     // Tokens go on to grow: the sequence came along.

@@ -10,6 +10,10 @@ use crate::Error;
 use crate::Result;
 
 const COPY: &str = "COPY pg_task.task (id, queue, priority, step) FROM STDIN (FORMAT binary)";
+const COPY_WITH: &str = "COPY pg_task.task (id, queue, priority, step, options) FROM STDIN (FORMAT binary)";
+
+/// The version of the form in which a jsonb is sent.
+const JSONB: u8 = 1;
 
 /// The signature, no flags, no extension: see the documentation of `COPY`.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -48,8 +52,10 @@ impl Enqueue<'_> {
     ) -> Result<Vec<Uuid>> {
         let tasks = tasks.into_iter();
         let mut ids = Vec::with_capacity(tasks.size_hint().0);
-        let mut copy = db.copy_in_raw(COPY).await.map_err(Error::AddTask)?;
-        let sent = match self.send(&mut copy, tasks, &mut ids).await {
+        let options = self.options.json()?.map(|options| format!("{}{}", char::from(JSONB), options.get()));
+        let call = if options.is_none() { COPY } else { COPY_WITH };
+        let mut copy = db.copy_in_raw(call).await.map_err(Error::AddTask)?;
+        let sent = match self.send(&mut copy, tasks, options.as_deref(), &mut ids).await {
             Ok(()) => copy.finish().await.map_err(Error::AddTask),
             Err(error) => {
                 // Why it ended is known already; without this the server would wait for more.
@@ -64,13 +70,14 @@ impl Enqueue<'_> {
         self,
         copy: &mut PgCopyIn<&mut PgConnection>,
         tasks: impl Iterator<Item = T> + Send,
+        options: Option<&str>,
         ids: &mut Vec<Uuid>,
     ) -> Result<()> {
         let mut buffer = Vec::with_capacity(2 * CHUNK);
         buffer.extend(HEADER);
         for task in tasks {
             let id = Uuid::now_v7();
-            self.row(&mut buffer, id, &task)?;
+            self.row(&mut buffer, id, &task, options)?;
             ids.push(id);
             if buffer.len() >= CHUNK {
                 copy.send(&*buffer).await.map_err(Error::AddTask)?;
@@ -83,19 +90,27 @@ impl Enqueue<'_> {
     }
 
     /// One row in the binary form: the number of columns, then each with its length.
-    fn row<T: Serialize>(self, buffer: &mut Vec<u8>, id: Uuid, task: &T) -> Result<()> {
-        buffer.extend(4_i16.to_be_bytes());
+    fn row<T: Serialize>(
+        self,
+        buffer: &mut Vec<u8>,
+        id: Uuid,
+        task: &T,
+        options: Option<&str>,
+    ) -> Result<()> {
+        buffer.extend((4 + i16::from(options.is_some())).to_be_bytes());
         column(buffer, id.as_bytes());
         column(buffer, self.queue.as_bytes());
         column(buffer, &self.priority.to_be_bytes());
         let at = buffer.len();
         buffer.extend([0; 4]);
-        // The version of the form in which a jsonb is sent.
-        buffer.push(1);
+        buffer.push(JSONB);
         serde_json::to_writer(&mut *buffer, task)
             .map_err(|error| Error::SerializeStep(error, std::any::type_name::<T>().to_owned()))?;
         let len = u32::try_from(buffer.len() - at - 4).unwrap_or(u32::MAX);
         buffer[at..at + 4].copy_from_slice(&len.to_be_bytes());
+        if let Some(options) = options {
+            column(buffer, options.as_bytes());
+        }
         Ok(())
     }
 }

@@ -523,7 +523,7 @@ fn held(claim: &Claim) -> Held {
 }
 
 fn start<T>(task: packed::Task) -> Start<T> {
-    let packed::Task { id, fence, token, tried, due, queue, step } = task;
-    let claim = Claim { id, fence, token, due, queue };
+    let packed::Task { id, fence, token, tried, due, queue, step, options } = task;
+    let claim = Claim { id, fence, token, due, queue, options };
     Start { claim, tried, source: Source::Json(step), control: Arc::default() }
 }

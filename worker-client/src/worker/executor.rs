@@ -72,6 +72,8 @@ pub(super) struct Claim {
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(super) due: i64,
     pub(super) queue: Bytes,
+    /// JSON; none for a task without options.
+    pub(super) options: Option<Bytes>,
 }
 
 /// Where the step comes from.
@@ -270,7 +272,7 @@ impl<T> Inner<T> {
 async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Start<T>) -> Option<Finished<T>> {
     let Start { claim, tried, source, control } = start;
     let Claim { id, fence, token, due, .. } = claim;
-    let queue = claim.queue.clone();
+    let (queue, options) = (claim.queue.clone(), claim.options.clone());
     let finished = move |outcome| Finished { claim, outcome };
     let step = match decode::<T>(source) {
         Ok(step) => step,
@@ -280,7 +282,8 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
         }
     };
     let attempt = Attempt::new(id, fence, tried, &step);
-    let mut context = attempt.context(inner.shared.clone(), token, due, queue, control.clone(), &step);
+    let mut context =
+        attempt.context(inner.shared.clone(), token, due, (queue, options), control.clone(), &step);
     let span = tracing::info_span!("step", task = %id, step = %context.step_name(), queue = context.queue(), attempt = context.attempt());
     if !inner.shared.layers.is_empty() {
         return begin_layered(inner, finished, control, layered::run(step, context).instrument(span)).await;
@@ -408,7 +411,7 @@ impl Attempt {
         shared: Arc<Shared>,
         token: i64,
         due: i64,
-        queue: Bytes,
+        (queue, options): (Bytes, Option<Bytes>),
         control: Arc<Control>,
         step: &T,
     ) -> Context {
@@ -419,6 +422,7 @@ impl Attempt {
             token,
             due,
             queue,
+            options,
             step_name: StepName { task, step: name },
             control,
             transaction: Mutex::default(),
@@ -516,6 +520,8 @@ pub(crate) struct Trial {
     pub(crate) queue: String,
     /// JSON.
     pub(crate) step: String,
+    /// JSON; none for a task without options.
+    pub(crate) options: Option<String>,
     pub(crate) tried: i32,
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(crate) due: i64,
@@ -533,14 +539,15 @@ pub(crate) enum Tried {
 impl Trial {
     /// Runs the step as a worker would.
     pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> Tried {
-        let Self { id, queue, step, tried, due, token } = self;
+        let Self { id, queue, step, options, tried, due, token } = self;
         let step = match decode::<T>(Source::Json(step.into())) {
             Ok(step) => step,
             Err(Outcome::Broken(error)) => return Tried::Parked(error),
             Err(_) => return Tried::Parked("the program does not know the step".to_owned()),
         };
         let attempt = Attempt::new(id, 0, tried, &step);
-        let context = attempt.context(shared.clone(), token, due, queue.into(), Arc::default(), &step);
+        let named = (queue.into(), options.map(Bytes::from));
+        let context = attempt.context(shared.clone(), token, due, named, Arc::default(), &step);
         match layered::run(step, context).await {
             Outcome::Next(step, _) => Tried::Next(step, 0),
             Outcome::NextAfter(step, delay) => Tried::Next(step, delay),

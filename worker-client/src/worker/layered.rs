@@ -185,7 +185,8 @@ mod tests {
         let db = PgPool::connect_lazy("postgres://nowhere/").expect("it is a URL");
         let shared = Arc::new(Shared { db, worker: Uuid::nil(), pooled: false, state: None, layers });
         let step = format!(r#"{{"Test":{{"Say":{{"how":"{how}"}}}}}}"#);
-        let trial = Trial { id: Uuid::nil(), queue: String::new(), step, tried, due: 0, token: 1 };
+        let trial =
+            Trial { id: Uuid::nil(), queue: String::new(), step, options: None, tried, due: 0, token: 1 };
         match trial.run::<Tasks>(&shared).await {
             Tried::Done => "done".to_owned(),
             Tried::Next(_, delay) => format!("next {delay}"),

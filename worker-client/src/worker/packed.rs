@@ -42,6 +42,8 @@ pub(super) struct Task {
     pub(super) due: i64,
     pub(super) queue: Bytes,
     pub(super) step: Bytes,
+    /// JSON; none for a task without options.
+    pub(super) options: Option<Bytes>,
 }
 
 /// The answer ends too soon or is of a form that is not known here.
@@ -72,7 +74,7 @@ pub(super) fn items(mut answer: Bytes) -> impl Iterator<Item = Result<Item, Malf
 
 fn item(answer: &mut Bytes) -> Option<Item> {
     Some(match answer.try_get_u8().ok()? {
-        0 => Item::Task(Task {
+        event @ (0 | 7) => Item::Task(Task {
             id: id(answer)?,
             fence: answer.try_get_i64().ok()?,
             token: answer.try_get_i64().ok()?,
@@ -82,10 +84,8 @@ fn item(answer: &mut Bytes) -> Option<Item> {
                 let len = answer.try_get_u8().ok()?;
                 part(answer, usize::from(len))?
             },
-            step: {
-                let len = answer.try_get_u32().ok()?;
-                part(answer, usize::try_from(len).ok()?)?
-            },
+            step: text(answer)?,
+            options: if event == 7 { Some(text(answer)?) } else { None },
         }),
         1 => Item::GoesOn {
             id: id(answer)?,
@@ -107,6 +107,12 @@ fn item(answer: &mut Bytes) -> Option<Item> {
 
 fn id(answer: &mut Bytes) -> Option<Uuid> {
     answer.try_get_u128().ok().map(Uuid::from_u128)
+}
+
+/// JSON, behind its length.
+fn text(answer: &mut Bytes) -> Option<Bytes> {
+    let len = answer.try_get_u32().ok()?;
+    part(answer, usize::try_from(len).ok()?)
 }
 
 fn part(answer: &mut Bytes, len: usize) -> Option<Bytes> {
@@ -144,6 +150,7 @@ mod tests {
             due: 6,
             queue: Bytes::from_static(b"q"),
             step: Bytes::from_static(b"{}"),
+            options: None,
         };
         assert_eq!(items, [Ok(Item::Task(task)), Ok(Item::Stop)]);
     }
@@ -153,7 +160,7 @@ mod tests {
         for item in items {
             match item {
                 Item::Task(task) => {
-                    bytes.push(0);
+                    bytes.push(if task.options.is_none() { 0 } else { 7 });
                     bytes.extend(task.id.as_bytes());
                     bytes.extend(task.fence.to_be_bytes());
                     bytes.extend(task.token.to_be_bytes());
@@ -163,6 +170,10 @@ mod tests {
                     bytes.extend(&task.queue);
                     bytes.extend((task.step.len() as u32).to_be_bytes());
                     bytes.extend(&task.step);
+                    if let Some(options) = &task.options {
+                        bytes.extend((options.len() as u32).to_be_bytes());
+                        bytes.extend(options);
+                    }
                 }
                 Item::GoesOn { id, fence, token } => {
                     bytes.push(1);
@@ -191,8 +202,10 @@ mod tests {
         let id = || any::<[u8; 16]>().prop_map(Uuid::from_bytes);
         let part = || prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
         prop_oneof![
-            4 => (id(), any::<i64>(), any::<i64>(), any::<i32>(), any::<i64>(), part(), part()).prop_map(
-                |(id, fence, token, tried, due, queue, step)| Item::Task(Task { id, fence, token, tried, due, queue, step })
+            4 => (id(), any::<i64>(), any::<i64>(), any::<i32>(), any::<i64>(), part(), part(), prop::option::of(part())).prop_map(
+                |(id, fence, token, tried, due, queue, step, options)| {
+                    Item::Task(Task { id, fence, token, tried, due, queue, step, options })
+                }
             ),
             1 => (id(), any::<i64>(), any::<i64>()).prop_map(|(id, fence, token)| Item::GoesOn { id, fence, token }),
             1 => id().prop_map(|id| Item::Refused { id }),
@@ -240,7 +253,9 @@ mod tests {
             let errors = read.iter().filter(|item| item.is_err()).count();
             prop_assert!(errors == 0 || (errors == 1 && read.last().is_some_and(Result::is_err)));
             let parts: usize = read.iter().flatten().map(|item| match item {
-                Item::Task(task) => 50 + task.queue.len() + task.step.len(),
+                Item::Task(task) => {
+                    50 + task.queue.len() + task.step.len() + task.options.as_ref().map_or(0, |options| 4 + options.len())
+                }
                 _ => 1,
             }).sum();
             prop_assert!(parts <= len);

@@ -1,0 +1,25 @@
+//! The options of one task, as the column `options` has them.
+
+use serde::Serialize;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use sqlx::types::Json;
+
+use crate::Result;
+
+/// The options that an [`super::Enqueue`] was given. A new one is a field here and a setter there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Options<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) meta: Option<&'a Map<String, Value>>,
+}
+
+impl Options<'_> {
+    pub(super) const NONE: Self = Self { meta: None };
+
+    /// As they are stored; none when there are none.
+    pub(super) fn json(&self) -> Result<Option<Json<Box<RawValue>>>> {
+        if *self == Self::NONE { Ok(None) } else { super::step(self).map(Some) }
+    }
+}
