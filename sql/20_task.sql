@@ -1,7 +1,7 @@
 CREATE FUNCTION pg_task.uuid7() RETURNS uuid
     LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'uuid7_wrapper';
 COMMENT ON FUNCTION pg_task.uuid7() IS
-    'A version 7 UUID (RFC 9562): milliseconds since 1970, then a counter and random bits. Ascending within a session';
+    'A version 7 UUID (RFC 9562): milliseconds since 1970 and their 4096th parts, then random bits. Ascending within a session, and from one transaction to one that begins after it';
 
 CREATE FUNCTION pg_task.step_is_valid(step jsonb) RETURNS boolean
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'step_is_valid_wrapper';
@@ -81,6 +81,11 @@ COMMENT ON INDEX pg_task.task_due IS 'What is due, by queue, priority and time';
 CREATE INDEX task_failed ON pg_task.task (queue, id) WHERE error IS NOT NULL;
 COMMENT ON INDEX pg_task.task_failed IS 'Parked tasks: empty while all is well';
 
+-- Strict order: the first entry of a group is the task whose turn it is. A task without a group has no entry.
+CREATE INDEX task_group ON pg_task.task (pg_catalog.hashtextextended((options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0), id)
+    WHERE options OPERATOR(pg_catalog.?) 'group';
+COMMENT ON INDEX pg_task.task_group IS 'Tasks that have a group, by the hash of its name and by age';
+
 SELECT pg_catalog.pg_extension_config_dump('pg_task.task', '');
 
 -- Grows by one each time a scheduler starts: the upper half of the attempt tokens.
@@ -101,6 +106,10 @@ CREATE FUNCTION pg_task.on_options() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'on_options_wrapper';
 COMMENT ON FUNCTION pg_task.on_options() IS
     'Checks changed options and tells the scheduler at commit. They leave the fence as it is: a run that is under way goes on, and what it ends in goes by the new ones';
+
+CREATE FUNCTION pg_task.on_group_delete() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_group_delete_wrapper';
+COMMENT ON FUNCTION pg_task.on_group_delete() IS 'Tells the scheduler, at commit, that the next task of a group may run';
 
 CREATE FUNCTION pg_task.on_error() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'on_error_wrapper';
@@ -131,6 +140,9 @@ CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
 CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
     FOR EACH ROW WHEN (old.error IS NULL AND new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
 
+CREATE TRIGGER task_group_delete AFTER DELETE ON pg_task.task
+    FOR EACH ROW WHEN (old.options OPERATOR(pg_catalog.?) 'group') EXECUTE FUNCTION pg_task.on_group_delete();
+COMMENT ON TRIGGER task_group_delete ON pg_task.task IS 'The next task of the group may run';
 COMMENT ON TRIGGER task_insert ON pg_task.task IS 'Checks the step; at commit the scheduler hears of the task';
 COMMENT ON TRIGGER task_update ON pg_task.task IS
     'A change that no worker made: a run of the old row is refused from now on, and a task that is resumed has all its retries again';
@@ -142,3 +154,4 @@ COMMENT ON TRIGGER task_error_update ON pg_task.task IS 'Announces a task that w
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_insert;
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_update;
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_options;
+ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_group_delete;

@@ -179,3 +179,45 @@ COMMENT ON COLUMN pg_task.queues.rate_interval IS 'The time that the rate is mea
 COMMENT ON COLUMN pg_task.queues.burst IS 'The most hand-outs of the rate that gather; NULL for as many as the rate';
 COMMENT ON COLUMN pg_task.queues.paused_at IS 'Since when the queue is paused; NULL when it is not';
 COMMENT ON COLUMN pg_task.queues.opens_at IS 'When its rate, or the time after a start, lets the next due task go; NULL when neither holds it back';
+
+-- A loose index scan finds the groups: one index descent each. What waits is counted up to 10,000.
+CREATE VIEW pg_task.groups AS
+    WITH RECURSIVE heads AS (
+        (SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) AS hash, t.id
+         FROM pg_task.task AS t WHERE t.options OPERATOR(pg_catalog.?) 'group'
+         ORDER BY pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0), t.id LIMIT 1)
+        UNION ALL
+        SELECT next.hash, next.id
+        FROM heads AS h
+        CROSS JOIN LATERAL (
+            SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) AS hash, t.id
+            FROM pg_task.task AS t
+            WHERE t.options OPERATOR(pg_catalog.?) 'group'
+              AND pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) OPERATOR(pg_catalog.>) h.hash
+            ORDER BY pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0), t.id LIMIT 1) AS next
+    ), claims AS MATERIALIZED (SELECT c.id FROM pg_task.claims() AS c)
+    SELECT t.options OPERATOR(pg_catalog.->>) 'group' AS group_key,
+           t.id AS head,
+           CASE WHEN t.error IS NOT NULL THEN 'parked'
+                WHEN EXISTS (SELECT FROM claims AS c WHERE c.id OPERATOR(pg_catalog.=) t.id) THEN 'running'
+                WHEN t.wakeup_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp() THEN 'asleep'
+                ELSE 'due' END AS head_state,
+           t.wakeup_at AS head_wakeup_at,
+           t.queue AS head_queue,
+           t.error AS head_error,
+           (SELECT pg_catalog.count(*) FROM (
+                SELECT FROM pg_task.task AS w
+                WHERE w.options OPERATOR(pg_catalog.?) 'group'
+                  AND pg_catalog.hashtextextended((w.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) OPERATOR(pg_catalog.=) h.hash
+                  AND w.id OPERATOR(pg_catalog.>) h.id LIMIT 10000) AS x) AS waiting
+    FROM heads AS h
+    JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) h.id;
+COMMENT ON VIEW pg_task.groups IS
+    'Each group that has tasks: the oldest of them, for which all others wait, how it is, and how many wait (counted up to 10,000). docs/groups.md';
+COMMENT ON COLUMN pg_task.groups.group_key IS 'The name of the group: the option "group" of its tasks';
+COMMENT ON COLUMN pg_task.groups.head IS 'Its oldest task, whose turn it is';
+COMMENT ON COLUMN pg_task.groups.head_state IS 'running, due, asleep (its time or its next try is later) or parked: then the group waits until it is resumed or cancelled';
+COMMENT ON COLUMN pg_task.groups.head_wakeup_at IS 'When that task is due';
+COMMENT ON COLUMN pg_task.groups.head_queue IS 'The queue of that task';
+COMMENT ON COLUMN pg_task.groups.head_error IS 'Why it is parked';
+COMMENT ON COLUMN pg_task.groups.waiting IS 'Tasks behind it';

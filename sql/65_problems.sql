@@ -81,6 +81,18 @@ CREATE VIEW pg_task.problems AS
                ' are parked with an error'),
            'look at pg_task.failed, mend the cause, then pg_task.resume_all()'
     FROM (SELECT FROM pg_task.task AS t WHERE t.error IS NOT NULL LIMIT 10000) AS x
+    HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+    UNION ALL
+    SELECT 'groups blocked',
+           pg_catalog.concat(pg_catalog.count(*), ' groups have tasks that wait behind a parked one'),
+           'look at pg_task.groups WHERE head_state = ''parked'', mend the cause, then pg_task.resume(head), or pg_task.cancel(head)'
+    FROM (SELECT t.id, t.options FROM pg_task.task AS t WHERE t.error IS NOT NULL LIMIT 10000) AS t
+    WHERE t.options OPERATOR(pg_catalog.?) 'group'
+      AND EXISTS (
+        SELECT FROM pg_task.task AS w
+        WHERE w.options OPERATOR(pg_catalog.?) 'group'
+          AND pg_catalog.hashtextextended((w.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) OPERATOR(pg_catalog.=) pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0)
+          AND w.id OPERATOR(pg_catalog.>) t.id)
     HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0;
 COMMENT ON VIEW pg_task.problems IS
     'What is wrong and what to do about it: empty while all is well. docs/operations.md tells more of each';

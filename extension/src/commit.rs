@@ -11,6 +11,7 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::QueueRule;
 use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Group;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
@@ -31,6 +32,7 @@ struct Pending {
     any: bool,
     hints: Vec<Hint>,
     cancelled: Vec<TaskId>,
+    groups: Vec<Group>,
     rescan_from: Micros,
     /// What holds for queues from now on, in the order in which it was set.
     rules: Vec<(QueueName, Option<QueueRule>)>,
@@ -46,6 +48,7 @@ impl Pending {
         any: false,
         hints: Vec::new(),
         cancelled: Vec::new(),
+        groups: Vec::new(),
         rescan_from: Micros::MAX,
         rules: Vec::new(),
         step_limits: Vec::new(),
@@ -59,6 +62,7 @@ impl Pending {
         self.any = false;
         self.hints.clear();
         self.cancelled.clear();
+        self.groups.clear();
         self.rescan_from = Micros::MAX;
         self.rules.clear();
         self.step_limits.clear();
@@ -82,6 +86,15 @@ pub fn note_due(queue: &QueueName, priority: i16, due: Micros, id: TaskId) {
 /// A task was deleted by a user, if this transaction commits.
 pub fn note_cancelled(id: TaskId) {
     note(|pending| pending.cancelled.push(id));
+}
+
+/// A task has left its group, if this transaction commits: another one may be the next.
+pub fn note_group(group: Group) {
+    note(|pending| match pending.groups.last() {
+        Some(last) if *last == group => {}
+        _ if pending.groups.len() < MAX_HINTS => pending.groups.push(group),
+        _ => pending.rescan_from = Micros::MIN,
+    });
 }
 
 /// Rows may have become visible of which nothing is known: read the table again.
@@ -193,6 +206,10 @@ fn tell(pending: &Pending) {
                 wake |= board.cancel(id).is_some();
             }
         });
+    }
+    if !pending.groups.is_empty() {
+        slot.with_board(|board| pending.groups.iter().for_each(|group| board.ask_look(*group)));
+        wake = true;
     }
     if pending.rules_stale {
         if !pending.rules.is_empty() || !pending.step_limits.is_empty() {

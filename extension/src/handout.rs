@@ -105,6 +105,7 @@ pub fn at_end(committed: bool) {
                     returned |= settle(board, id, *token, end, now);
                 }
             }
+            returned |= board.wants_look();
             // The ends of claims may have made room in a queue for workers that wait.
             returned |= committed && board.has_freed_place(now);
             if !committed || !current {
@@ -112,6 +113,7 @@ pub fn at_end(committed: bool) {
                     board.withdraw(claim);
                     returned |= board.give_back(&claim.id, claim.token);
                 }
+                returned |= board.wants_look();
             }
         });
         if committed && !unsettled.hints.is_empty() {

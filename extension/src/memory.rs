@@ -13,6 +13,7 @@ use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::inbox::Inbox;
 use pg_task_rules::inbox::InboxHead;
+use pg_task_rules::names::Group;
 use pg_task_rules::names::QueueName;
 
 /// Offsets of the parts, in bytes from the start of the slot's area.
@@ -27,6 +28,8 @@ pub struct Layout {
     lanes: usize,
     queues: usize,
     gates: usize,
+    group_buckets: usize,
+    looks: usize,
     buckets: usize,
     entries: usize,
     /// The size of the area.
@@ -57,6 +60,8 @@ impl Layout {
         let lanes = of!(Lane, sizes.lanes);
         let queues = of!(QueueName, sizes.queues);
         let gates = of!(Gate, sizes.gates());
+        let group_buckets = of!(u32, sizes.group_buckets());
+        let looks = of!(Group, sizes.looks());
         let buckets = of!(u32, sizes.buckets());
         let entries = of!(Entry, sizes.entries);
         Self {
@@ -69,6 +74,8 @@ impl Layout {
             lanes,
             queues,
             gates,
+            group_buckets,
+            looks,
             buckets,
             entries,
             total: at,
@@ -89,6 +96,8 @@ impl Layout {
             fill(area.add(self.lanes), Lane::EMPTY, self.sizes.lanes);
             fill(area.add(self.queues), QueueName::EMPTY, self.sizes.queues);
             fill(area.add(self.gates), Gate::OPEN, self.sizes.gates());
+            fill(area.add(self.group_buckets), u32::MAX, self.sizes.group_buckets());
+            fill(area.add(self.looks), Group(0), self.sizes.looks());
             fill(area.add(self.buckets), u32::MAX, self.sizes.buckets());
             fill(area.add(self.entries), Entry::EMPTY, self.sizes.entries);
             self.board(area).reset();
@@ -110,6 +119,11 @@ impl Layout {
                 workers: std::slice::from_raw_parts_mut(area.add(self.workers).cast(), self.sizes.workers),
                 queues: std::slice::from_raw_parts_mut(area.add(self.queues).cast(), self.sizes.queues),
                 gates: std::slice::from_raw_parts_mut(area.add(self.gates).cast(), self.sizes.gates()),
+                group_buckets: std::slice::from_raw_parts_mut(
+                    area.add(self.group_buckets).cast(),
+                    self.sizes.group_buckets(),
+                ),
+                looks: std::slice::from_raw_parts_mut(area.add(self.looks).cast(), self.sizes.looks()),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! `options` of a task: which keys there are, and what each takes.
 
+use pg_task_rules::names::Group;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use serde_json::Value;
@@ -20,7 +21,16 @@ struct Key {
 }
 
 /// The keys, in the order of the alphabet.
-const KEYS: &[Key] = &[Key { name: "meta", takes: "an object", check: object }];
+const KEYS: &[Key] = &[
+    Key { name: "group", takes: "a text of 1 to 200 bytes", check: name },
+    Key { name: "meta", takes: "an object", check: object },
+];
+
+/// The longest name of a group, in bytes.
+const MAX_NAME: usize = 200;
+
+/// The collation "C" in `pg_collation.dat`.
+const C_COLLATION: u32 = 950;
 
 /// The names of all keys, for hints.
 pub fn names() -> String {
@@ -60,6 +70,44 @@ pub fn check_datum(options: Option<Datum>) -> Result<(), Error> {
 pub unsafe fn read(options: Datum) -> Option<Value> {
     // SAFETY: the caller's.
     serde_json::from_str(&unsafe { jsonb::text(options) }).ok()
+}
+
+/// The group of a task: its name's hash, as the expression of the index `task_group` has it.
+///
+/// # Safety
+/// The datum is a `jsonb` object.
+pub unsafe fn group(options: Datum) -> Option<Group> {
+    const KEY: &std::ffi::CStr = c"group";
+    // SAFETY: the container lies in the detoasted value, which has a header of four bytes; the string that is found lies in it too.
+    unsafe {
+        let options = pg_sys::pg_detoast_datum(options.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
+        let mut value = pg_sys::JsonbValue::default();
+        let found = pg_sys::getKeyJsonValueFromContainer(
+            &raw mut (*options).root,
+            KEY.as_ptr(),
+            KEY.count_bytes() as i32,
+            &raw mut value,
+        );
+        if found.is_null() || value.type_ != pg_sys::jbvType::jbvString {
+            return None;
+        }
+        let name = pg_sys::cstring_to_text_with_len(value.val.string.val, value.val.string.len);
+        let hash = pg_sys::OidFunctionCall2Coll(
+            pg_sys::Oid::from(pg_sys::F_HASHTEXTEXTENDED),
+            pg_sys::Oid::from(C_COLLATION),
+            Datum::from(name),
+            Datum::from(0_i64),
+        );
+        Some(Group(hash.value() as i64))
+    }
+}
+
+fn name(value: &Value) -> Result<(), String> {
+    match value {
+        Value::String(name) if (1..=MAX_NAME).contains(&name.len()) => Ok(()),
+        Value::String(name) => Err(format!("The value has {} bytes.", name.len())),
+        value => Err(format!("The value is {value}")),
+    }
 }
 
 fn object(value: &Value) -> Result<(), String> {

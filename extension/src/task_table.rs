@@ -4,9 +4,11 @@
 //! special about a row (someone else changes it at this moment, a trigger or a foreign key of the user's) is left to SQL: each
 //! function says so and changes nothing.
 
+mod group;
 mod new_row;
 mod next_step;
 
+pub use group::Oldest;
 pub use new_row::NewTask;
 
 use std::marker::PhantomData;
@@ -14,11 +16,13 @@ use std::marker::PhantomData;
 use pg_task_rules::TaskId;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::RowKey;
+use pg_task_rules::names::Group;
 use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use crate::spi;
+use group::ByGroup;
 use new_row::Indexes;
 
 /// The table's columns, in the order of `sql/20_task.sql`.
@@ -60,7 +64,17 @@ pub struct TaskTable {
     blocks: u32,
     /// The primary key and a scan of it, once one was needed.
     by_id: Option<(pg_sys::Relation, pg_sys::IndexScanDesc)>,
+    /// The index of groups, once one was needed.
+    by_group: Option<ByGroup>,
     snapshot: pg_sys::Snapshot,
+}
+
+/// What a read of a lane has brought.
+pub struct Due {
+    /// The rows' keys and places.
+    pub rows: Vec<(RowKey, Place)>,
+    /// Those that have a group, by their number among the rows.
+    pub in_groups: Vec<(usize, Group)>,
 }
 
 /// What became of a delete.
@@ -88,6 +102,7 @@ impl TaskTable {
                 next: None,
                 indexes: None,
                 by_id: None,
+                by_group: None,
                 snapshot: pg_sys::GetActiveSnapshot(),
             }
         }
@@ -100,6 +115,9 @@ impl TaskTable {
             if let Some((index, scan)) = self.by_id.take() {
                 pg_sys::index_endscan(scan);
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
+            }
+            if let Some(by_group) = self.by_group.take() {
+                by_group.close();
             }
             pg_sys::PopActiveSnapshot();
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
@@ -117,6 +135,9 @@ impl TaskTable {
                 pg_sys::index_endscan(scan);
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
             }
+            if let Some(by_group) = self.by_group {
+                by_group.close();
+            }
             if let Some(indexes) = self.indexes {
                 indexes.close();
             }
@@ -132,19 +153,14 @@ impl TaskTable {
 
     /// Whether deletes may go below the executor: nothing of the user's is to be done with them.
     pub fn can_delete(&self) -> bool {
+        const FOR_DELETE: i16 = 1 << 3;
         // SAFETY: the relation is open; its cache entry is valid for as long as it is.
         unsafe {
             let relation = &*self.relation;
-            let triggers = relation.trigdesc;
-            let quiet = triggers.is_null() || {
-                let triggers = &*triggers;
-                !(triggers.trig_delete_before_row
-                    || triggers.trig_delete_after_row
-                    || triggers.trig_delete_before_statement
-                    || triggers.trig_delete_after_statement
-                    || triggers.trig_delete_old_table)
-            };
-            quiet && relation.rd_rules.is_null() && !(*relation.rd_rel).relrowsecurity
+            // What the own trigger does, memory does at the end of a claim.
+            self.has_only_triggers(FOR_DELETE, &[c"task_group_delete"])
+                && relation.rd_rules.is_null()
+                && !(*relation.rd_rel).relrowsecurity
         }
     }
 
@@ -178,9 +194,10 @@ impl TaskTable {
         if result == pg_sys::TM_Result::TM_Ok { Deleted::Yes } else { Deleted::LeftToSql }
     }
 
-    /// The first rows of a lane at or after a key, in the order of the index, with their places.
-    pub fn due(&mut self, lane: &LaneKey, from: &RowKey, limit: usize) -> Vec<(RowKey, Place)> {
+    /// The first rows of a lane at or after a key, in the order of the index, with their places; and which of them have a group.
+    pub fn due(&mut self, lane: &LaneKey, from: &RowKey, limit: usize) -> Due {
         let mut rows = Vec::with_capacity(limit);
+        let mut in_groups = Vec::new();
         let queue = spi::text(lane.queue.as_str()).unwrap_or(Datum::null());
         // SAFETY: the keys name the index's columns in order, each with the comparison function and the value of its type; they and
         // what they point to outlive the scan, which is ended before this returns.
@@ -213,13 +230,14 @@ impl TaskTable {
             while rows.len() < limit && pg_sys::index_getnext_slot(scan, forward, self.slot) {
                 let row = self.current();
                 if let (Some(id), Some(due)) = (row.id(), row.int8(Column::WakeupAt)) {
+                    in_groups.extend(row.group().map(|group| (rows.len(), group)));
                     rows.push((RowKey { due, id }, row.place()));
                 }
             }
             pg_sys::index_endscan(scan);
             pg_sys::index_close(index, pg_sys::NoLock as i32);
         }
-        rows
+        Due { rows, in_groups }
     }
 
     /// Whether the row of a task is at its place and has the fence: then it is in the slot.
@@ -267,13 +285,20 @@ impl TaskTable {
     /// The row in the slot.
     fn current(&self) -> TaskRow<'_> {
         // SAFETY: the slot holds a row of the table.
+        unsafe { self.row_in(self.slot) }
+    }
+
+    /// # Safety
+    /// The slot holds a row of the table.
+    unsafe fn row_in(&self, slot: *mut pg_sys::TupleTableSlot) -> TaskRow<'_> {
+        // SAFETY: the caller's.
         unsafe {
             let columns = COLUMNS.min((*(*self.relation).rd_att).natts);
-            if i32::from((*self.slot).tts_nvalid) < columns {
-                pg_sys::slot_getsomeattrs_int(self.slot, columns);
+            if i32::from((*slot).tts_nvalid) < columns {
+                pg_sys::slot_getsomeattrs_int(slot, columns);
             }
         }
-        TaskRow { slot: self.slot, table: PhantomData }
+        TaskRow { slot, table: PhantomData }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::ffi::CString;
 
 use pg_task_rules::TaskId;
+use pg_task_rules::names::Group;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
@@ -38,6 +39,12 @@ impl Row<'_> {
     fn id(&self) -> Option<TaskId> {
         // SAFETY: the column is a uuid.
         self.datum(Column::Id).map(|id| unsafe { spi::uuid_from(id) })
+    }
+
+    /// The task's group.
+    fn group(&self) -> Option<Group> {
+        // SAFETY: the column is a jsonb.
+        self.datum(Column::Options).and_then(|options| unsafe { options::group(options) })
     }
 
     /// Checks what the user wrote; NULLs are left to the column constraints.
@@ -166,6 +173,10 @@ fn on_options(call: &mut Call) -> Result<Option<Datum>, Error> {
     let row = Row { tuple: trigger.tg_newtuple, trigger };
     options::check_datum(row.datum(Column::Options))?;
     row.note()?;
+    let old = Row { tuple: trigger.tg_trigtuple, trigger }.group();
+    if let Some(group) = old.filter(|_| row.group() != old) {
+        commit::note_group(group);
+    }
     Ok(Some(Datum::from(row.tuple)))
 }
 sql_function!(
@@ -173,6 +184,24 @@ sql_function!(
     "pg_finfo_on_options_wrapper",
     on_options,
     "on_options() RETURNS trigger"
+);
+
+fn on_group_delete(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let trigger = own_trigger(call)?;
+    let row = Row { tuple: trigger.tg_trigtuple, trigger };
+    if let Some(group) = row.group() {
+        commit::note_group(group);
+    }
+    Ok(Some(Datum::from(row.tuple)))
+}
+sql_function!(
+    "on_group_delete_wrapper",
+    "pg_finfo_on_group_delete_wrapper",
+    on_group_delete,
+    "on_group_delete() RETURNS trigger"
 );
 
 fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {

@@ -1,4 +1,4 @@
-//! Version 7 UUIDs (RFC 9562, section 5.7, with the counter of section 6.2 method 1).
+//! Version 7 UUIDs (RFC 9562, section 5.7, with the clock's fractions of a millisecond: section 6.2, method 3).
 
 use std::cell::RefCell;
 
@@ -13,17 +13,20 @@ use crate::error::Error;
 /// 2000-01-01 in milliseconds since 1970.
 const POSTGRES_EPOCH_MILLIS: i64 = 946_684_800_000;
 
+/// The steps of a millisecond: 12 bits follow it in the id.
+const STEPS: i64 = 1 << 12;
+
 /// Random bytes are fetched for so many ids at a time: a system call each would cost more than the rest of it.
 const RANDOM_BYTES: usize = 1024;
 
 thread_local! {
     static SOURCE: RefCell<Source> =
-        const { RefCell::new(Source { millis: 0, counter: 0, random: [0; RANDOM_BYTES], left: 0 }) };
+        const { RefCell::new(Source { last: 0, random: [0; RANDOM_BYTES], left: 0 }) };
 }
 
 struct Source {
-    millis: i64,
-    counter: u16,
+    /// The moment of the last id, in steps.
+    last: i64,
     random: [u8; RANDOM_BYTES],
     left: usize,
 }
@@ -31,34 +34,29 @@ struct Source {
 impl Source {
     fn next(&mut self) -> TaskId {
         let random = self.random_word();
-        let millis = background::now() / 1_000 + POSTGRES_EPOCH_MILLIS;
-        if millis > self.millis {
-            self.millis = millis;
-            // Begins in the lower half, so that a millisecond has room for two thousand ids or more.
-            self.counter = (random[8] as u16) << 3 & 0x7ff;
-        } else if self.counter == 0xfff {
-            self.millis += 1;
-            self.counter = 0;
-        } else {
-            self.counter += 1;
-        }
+        let now = background::now();
+        // So the ids of transactions that follow each other ascend, whichever sessions make them: groups go by them.
+        let steps =
+            (now.div_euclid(1_000) + POSTGRES_EPOCH_MILLIS) * STEPS + now.rem_euclid(1_000) * STEPS / 1_000;
+        self.last = steps.max(self.last + 1);
+        let (millis, step) = (self.last / STEPS, (self.last % STEPS) as u16);
         let mut id = [0; 16];
-        id[..6].copy_from_slice(&self.millis.to_be_bytes()[2..]);
-        id[6..8].copy_from_slice(&(0x7000 | self.counter).to_be_bytes());
-        id[8..].copy_from_slice(&random[..8]);
+        id[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+        id[6..8].copy_from_slice(&(0x7000 | step).to_be_bytes());
+        id[8..].copy_from_slice(&random);
         id[8] = 0x80 | (id[8] & 0x3f);
         id
     }
 
-    fn random_word(&mut self) -> [u8; 9] {
-        if self.left < 9 {
+    fn random_word(&mut self) -> [u8; 8] {
+        if self.left < 8 {
             // SAFETY: fills the buffer that it is given.
             let filled = unsafe { pg_sys::pg_strong_random(self.random.as_mut_ptr().cast(), RANDOM_BYTES) };
             assert!(filled, "no random bytes from the operating system");
             self.left = RANDOM_BYTES;
         }
-        self.left -= 9;
-        self.random[self.left..self.left + 9].try_into().expect("nine bytes")
+        self.left -= 8;
+        self.random[self.left..self.left + 8].try_into().expect("eight bytes")
     }
 }
 

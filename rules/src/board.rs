@@ -8,6 +8,7 @@
 
 mod claim;
 mod gate;
+mod group;
 mod kind_limit;
 mod layout;
 mod owned;
@@ -22,6 +23,7 @@ pub use claim::Claim;
 pub use claim::ClaimedRow;
 pub use claim::Taken;
 pub use gate::{ALL_QUEUES, Gate, Leaving, QueueRule};
+pub use group::Turn;
 pub use kind_limit::MAX_KIND_LIMITS;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use owned::OwnedBoard;
@@ -33,6 +35,7 @@ pub use workers::{Registration, WorkersFull};
 
 use crate::Micros;
 use crate::TaskId;
+use crate::names::Group;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::names::QueueName;
@@ -60,6 +63,10 @@ pub struct Board<'a> {
     pub queues: &'a mut [QueueName],
     /// What holds a queue's tasks back: one for each place of `queues`, and one for all.
     pub gates: &'a mut [Gate],
+    /// The hash table over the groups of claims; its length is a power of two.
+    pub group_buckets: &'a mut [u32],
+    /// Groups that the scheduler is to look at; `head` tells how many.
+    pub looks: &'a mut [Group],
 }
 
 /// The number of a queue's name on this board.
@@ -100,6 +107,7 @@ impl Board<'_> {
         };
         self.reset_gates();
         self.buckets.fill(NIL);
+        self.group_buckets.fill(NIL);
         self.lanes.fill(Lane::EMPTY);
         for worker in self.workers.iter_mut() {
             worker.clear();
@@ -398,6 +406,8 @@ impl Board<'_> {
 mod bounds;
 #[cfg(test)]
 mod gate_tests;
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod order_tests;
 #[cfg(test)]

@@ -145,11 +145,17 @@ impl DueBook {
 
     /// What the read brought, in the order of the keys.
     pub fn read_done(&mut self, read: &Read, rows: &[(RowKey, Place)]) {
+        self.read_some(read, rows.len(), rows.last().map(|(last, _)| *last), rows);
+    }
+
+    /// The same when only some of the rows are to be kept: so many were read, the last of them this one. The others come as hints when
+    /// their time has come.
+    pub fn read_some(&mut self, read: &Read, count: usize, last: Option<RowKey>, rows: &[(RowKey, Place)]) {
         let Some(book) = self.lanes.get_mut(&read.lane) else { return };
-        if rows.len() < read.limit {
+        if count < read.limit {
             book.mark = RowKey::END;
             book.unread_due = Micros::MAX;
-        } else if let Some((last, _)) = rows.last() {
+        } else if let Some(last) = last {
             book.mark = last.successor();
             book.unread_due = last.due;
         }

@@ -106,6 +106,11 @@ impl Kind {
     }
 }
 
+/// Identifies a group: the hash of its name, as the table's index has it. Two groups of one hash, should there ever be such, are one.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(transparent)]
+pub struct Group(pub i64);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -94,6 +94,14 @@ impl<'a> Enqueue<'a> {
         self
     }
 
+    /// The group: its tasks run one at a time, in the order in which they were enqueued, across retries. A name of 1 to 200 bytes.
+    ///
+    /// A task that is parked blocks its group until it is resumed or cancelled.
+    pub const fn group(mut self, group: &'a str) -> Self {
+        self.options.group = Some(group);
+        self
+    }
+
     /// Data of the program's own, an object: for people, for searching, for [`crate::Context::meta`].
     pub const fn meta(mut self, meta: &'a serde_json::Map<String, serde_json::Value>) -> Self {
         self.options.meta = Some(meta);

@@ -7,8 +7,10 @@ use pg_task_rules::board::ClaimedRow;
 use pg_task_rules::board::Leaving;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Taken;
+use pg_task_rules::board::Turn;
 use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Group;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
@@ -48,6 +50,8 @@ pub enum Not {
     Here(Hint),
     /// The worker does not know the step, or it is at its limit.
     Known(Kind, Label),
+    /// Another task of its group comes first.
+    Turn(Group),
 }
 
 /// What came of a call's claims.
@@ -196,6 +200,14 @@ impl HandOut<'_> {
                 return false;
             }
         };
+        let (locked, place) = (row.datum(Column::LockedBy).is_some(), row.place());
+        let updated_at = row.int8(Column::UpdatedAt).unwrap_or(0);
+        if let Some(group) = task.options.and(row.group())
+            && let Err(not) = self.turn(table, &claim, group, taken)
+        {
+            self.rejected.push((claim, not));
+            return false;
+        }
         if self.limited.contains(&kind) {
             let (now, leaving) = (background::now(), &self.leaving);
             if !self.slot.with_board(|board| board.admit(&claim, kind, now, leaving)) {
@@ -206,15 +218,14 @@ impl HandOut<'_> {
                 return false;
             }
         }
-        let locked = row.datum(Column::LockedBy).is_some();
-        if locked || row.int8(Column::UpdatedAt).unwrap_or(0) < shmem::crash_barrier() {
+        if locked || updated_at < shmem::crash_barrier() {
             // The row leaves its buffer before it is written.
             // SAFETY: the column is a jsonb.
             let options = task.options.map(|options| unsafe { jsonb::copy(options) });
             self.in_writing.push(InWriting { claim, fence: task.fence, kind, options });
             return false;
         }
-        let noted = ClaimedRow { fence: task.fence, kind, place: row.place(), counted: false };
+        let noted = ClaimedRow { fence: task.fence, kind, place, counted: false };
         self.noted.push((claim, noted));
         self.hand_over(&task, output);
         true
@@ -251,6 +262,20 @@ impl HandOut<'_> {
         let (fence, tried) = (row.int8(Column::Fence).unwrap_or(0), row.int4(Column::Tried).unwrap_or(0));
         let options = row.datum(Column::Options);
         Ok((kind, Task { claim: taken.claim, fence, tried, wakeup_at, queue, step, options }))
+    }
+
+    /// Whether it is the turn of a task of a group: no other of its tasks is claimed, and none that the table has is older.
+    fn turn(&mut self, table: &mut TaskTable, claim: &Claim, group: Group, taken: &Taken) -> Result<(), Not> {
+        let (now, leaving) = (background::now(), &self.leaving);
+        match self.slot.with_board(|board| board.take_turn(claim, group, now, leaving)) {
+            Turn::Taken if table.oldest(group).is_some_and(|oldest| oldest.id == claim.id) => Ok(()),
+            Turn::Taken | Turn::Waits => Err(Not::Turn(group)),
+            Turn::NotBefore(due) => {
+                let known = self.queues.iter().find(|(queue, _)| *queue == taken.queue);
+                let queue = known.map_or(QueueName::EMPTY, |(_, name)| *name);
+                Err(Not::Here(Hint { due, id: claim.id, priority: taken.priority, queue }))
+            }
+        }
     }
 
     fn hand_over(&mut self, task: &Task, output: &mut Output) {
@@ -302,6 +327,11 @@ impl HandOut<'_> {
                         hints.push(*hint);
                     }
                     Not::Known(kind, label) => _ = board.misfit(&claim.id, claim.token, *kind, *label),
+                    Not::Turn(group) => {
+                        board.end_claim(&claim.id, claim.token);
+                        // The claim that it waits for may have ended since.
+                        board.ask_look(*group);
+                    }
                 }
             }
         });

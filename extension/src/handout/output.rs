@@ -138,7 +138,7 @@ impl Output {
     pub fn event(&mut self, event: Event) {
         match self {
             Self::Rows(rows) => {
-                rows.push([spi::int(event as i16), None, None, None, None, None, None, None, None])
+                rows.push([spi::int(event as i16), None, None, None, None, None, None, None, None]);
             }
             Self::Packed(packed) => packed.byte(event as u8),
         }

@@ -17,6 +17,7 @@ use pg_task_rules::board::Registration;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use rustc_hash::FxHashSet;
@@ -34,6 +35,7 @@ use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::ElementType;
 use crate::spi::Statement;
+use crate::task_table::TaskTable;
 use crate::uuid7;
 
 const PROTOCOL: i32 = 1;
@@ -159,12 +161,18 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                 queue: QueueId(0),
                 priority: rows.int2(row, 5).unwrap_or(0),
                 kind: name.map_or(Kind::ANY, |name| name.kind()),
+                group: None,
                 written: rows.bool(row, 6),
                 // A claim in writing changes and locks the row at one moment; one that is written behind does not.
                 counted: rows.bool(row, 8),
             };
             found.insert(id, (queue, asserted));
         }
+        let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+        for (id, (_, asserted)) in &mut found {
+            asserted.group = table.row(id, Place::UNKNOWN).and_then(|row| row.group());
+        }
+        table.close();
         let mut granted_now: Vec<&Held> = Vec::with_capacity(held.len());
         slot.with_board(|board| {
             // The number of a name is good until the next name is looked for.

@@ -1,10 +1,12 @@
 //! One tick: hints in, due tasks to the board, idle workers woken, lost ones given up, the table read on.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Displaced;
@@ -17,6 +19,7 @@ use pg_task_rules::due::Offered;
 use pg_task_rules::due::Read;
 use pg_task_rules::due::RowKey;
 use pg_task_rules::inbox::Hint;
+use pg_task_rules::names::Group;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
 use pg_task_rules::token;
@@ -32,6 +35,8 @@ use crate::shmem::State;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::Statement;
+use crate::task_table::Due;
+use crate::task_table::Oldest;
 use crate::task_table::TaskTable;
 
 /// Rows that the due book holds, at about 60 bytes each.
@@ -132,6 +137,7 @@ impl Ticker {
         }
         self.rules.refresh(self.slot);
         self.take_hints();
+        self.look_at_groups()?;
         self.offer();
         self.wake_idle()?;
         self.give_up_lost()?;
@@ -143,6 +149,7 @@ impl Ticker {
         while self.reads_wanted() {
             self.read()?;
             self.take_hints();
+            self.look_at_groups()?;
             self.offer();
             self.wake_idle()?;
             // SAFETY: outside any transaction and lock.
@@ -187,6 +194,30 @@ impl Ticker {
         if let Some(from) = from {
             self.rescan(from, background::now());
         }
+    }
+
+    /// Finds the next tasks of groups in which a claim has ended, and of those that a task has left.
+    fn look_at_groups(&mut self) -> Result<(), String> {
+        let mut groups: Vec<Group> = Vec::new();
+        if self.slot.with_board(|board| board.wants_look() && board.take_looks(&mut groups)) {
+            self.rescan(Micros::MIN, background::now());
+        }
+        if groups.is_empty() {
+            return Ok(());
+        }
+        groups.sort_unstable();
+        groups.dedup();
+        let (slot, all) = (self.slot, &groups);
+        let mut found = background::transaction(|| oldest(all)).inspect_err(|_| {
+            slot.with_board(|board| all.iter().for_each(|group| board.ask_look(*group)));
+        })?;
+        // Where another one runs, the end of its claim asks for the next look.
+        slot.with_board(|board| found.retain(|(group, next)| !next.is_parked && !board.has_turn(*group)));
+        for (_, next) in found {
+            let lane = LaneKey { priority: next.priority, queue: next.queue };
+            self.book.hint(lane, RowKey { due: next.due, id: next.id });
+        }
+        Ok(())
     }
 
     fn rescan(&mut self, from: Micros, now: Micros) {
@@ -356,7 +387,8 @@ impl Ticker {
                 }
                 for _ in 0..READS_PER_TICK {
                     let Some(read) = book.next_read(now) else { break };
-                    book.read_done(&read, &due(&read));
+                    let (rows, count, last) = due(&read);
+                    book.read_some(&read, count, last, &rows);
                 }
                 find_lanes.then(|| beat::kept_epoch(spi))
             })
@@ -388,7 +420,7 @@ impl Ticker {
         let now = background::now();
         let grace = guc::micros(&guc::WORKER_GRACE);
         let write_after = guc::micros(&guc::WRITE_BEHIND_AFTER);
-        let (loss, unwritten, opening) = self.slot.with_board(|board| {
+        let (loss, unwritten, opening, look) = self.slot.with_board(|board| {
             let mut unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
             if board.head.workers > 0 && board.may_hand_out(now) {
                 // About to be claimed, of which the scheduler hears nothing: it comes back to write down what still runs then.
@@ -396,13 +428,15 @@ impl Ticker {
             }
             let workers = board.head.workers > 0;
             let opening = if workers { board.next_opening(now) } else { None };
-            (if workers { board.next_loss(grace) } else { None }, unwritten, opening)
+            let look = board.wants_look().then_some(now);
+            (if workers { board.next_loss(grace) } else { None }, unwritten, opening, look)
         });
         [
             self.book.next_due(now),
             self.find_lanes_at,
             loss,
             opening,
+            look,
             self.rules.again_at(),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
             Some(self.rescan_at),
@@ -423,11 +457,29 @@ const RESCAN_SHARE: Micros = 100;
 /// However much reads cost, the table is looked at again after this time.
 const RESCAN_AT_LEAST: Micros = 3_600_000_000;
 
-fn due(read: &Read) -> Vec<(RowKey, Place)> {
+/// What a read brings, how many rows it has seen and which was the last: tasks whose group has an older one are left where they are.
+fn due(read: &Read) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>) {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
-    let rows = table.due(&read.lane, &read.from, read.limit);
+    let Due { mut rows, in_groups } = table.due(&read.lane, &read.from, read.limit);
+    let (count, last) = (rows.len(), rows.last().map(|(last, _)| *last));
+    let mut oldest: HashMap<Group, Option<TaskId>> = HashMap::new();
+    // From the back, so that the numbers before stay true.
+    for (at, group) in in_groups.into_iter().rev() {
+        let first = oldest.entry(group).or_insert_with(|| table.oldest(group).map(|oldest| oldest.id));
+        if *first != Some(rows[at].0.id) {
+            rows.remove(at);
+        }
+    }
     table.close();
-    rows
+    (rows, count, last)
+}
+
+/// The oldest tasks of groups.
+fn oldest(groups: &[Group]) -> Vec<(Group, Oldest)> {
+    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let oldest = groups.iter().filter_map(|group| Some((*group, table.oldest(*group)?))).collect();
+    table.close();
+    oldest
 }
 
 fn lanes(spi: &Connected) -> Vec<LaneKey> {

@@ -174,22 +174,29 @@ impl TaskTable {
         // SAFETY: the relation is open; its cache entry is valid for as long as it is, and the arrays are as long as it says.
         unsafe {
             let relation = &*self.relation;
-            let triggers = relation.trigdesc;
-            let only_own_triggers = triggers.is_null()
-                || std::slice::from_raw_parts((*triggers).triggers, (*triggers).numtriggers.max(0) as usize)
-                    .iter()
-                    .filter(|trigger| trigger.tgtype & event != 0)
-                    .all(|trigger| own_triggers.contains(&CStr::from_ptr(trigger.tgname)));
             let constraints = (*relation.rd_att).constr;
             let only_own_constraints = constraints.is_null()
                 || std::slice::from_raw_parts((*constraints).check, usize::from((*constraints).num_check))
                     .iter()
                     .all(|check| OWN_CHECKS.contains(&CStr::from_ptr(check.ccname)))
                     && !(*constraints).has_generated_stored;
-            only_own_triggers
+            self.has_only_triggers(event, own_triggers)
                 && only_own_constraints
                 && relation.rd_rules.is_null()
                 && !(*relation.rd_rel).relrowsecurity
+        }
+    }
+
+    /// Whether the triggers for statements of one kind are all among these.
+    pub(super) fn has_only_triggers(&self, event: i16, own_triggers: &[&CStr]) -> bool {
+        // SAFETY: as in `is_plain_for`.
+        unsafe {
+            let triggers = (*self.relation).trigdesc;
+            triggers.is_null()
+                || std::slice::from_raw_parts((*triggers).triggers, (*triggers).numtriggers.max(0) as usize)
+                    .iter()
+                    .filter(|trigger| trigger.tgtype & event != 0)
+                    .all(|trigger| own_triggers.contains(&CStr::from_ptr(trigger.tgname)))
         }
     }
 

@@ -148,6 +148,7 @@ fn apply(board: &mut Board<'_>, call: &Call) {
                 queue,
                 priority,
                 kind: kind(name),
+                group: None,
                 written: flag,
                 counted: flag,
             };

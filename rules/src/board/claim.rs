@@ -3,6 +3,7 @@
 use super::Board;
 use super::Leaving;
 use super::QueueId;
+use super::group::APART;
 use super::layout::CANCEL_TOLD;
 use super::layout::CANCELLED;
 use super::layout::COUNTED;
@@ -13,6 +14,7 @@ use super::layout::WRITTEN;
 use super::layout::WorkerState;
 use crate::Micros;
 use crate::TaskId;
+use crate::names::Group;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::place::Place;
@@ -303,6 +305,9 @@ impl Board<'_> {
         if row.counted {
             entry.flags |= COUNTED;
         }
+        if let Some(group) = row.group {
+            self.join(index, group);
+        }
         if self.head.gates > 0 {
             self.count_kind_in(index);
             if row.written {
@@ -425,6 +430,9 @@ impl Board<'_> {
             self.count_out(self.entries[index as usize].queue);
             self.count_kind_out(index);
         }
+        if self.entries[index as usize].group_next != APART {
+            self.end_turn(index);
+        }
     }
 
     pub(super) fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
@@ -535,6 +543,8 @@ pub struct AssertedRow {
     pub priority: i16,
     /// Its step.
     pub kind: Kind,
+    /// Its group, if it has one.
+    pub group: Option<Group>,
     /// Whether it is written down as locked.
     pub written: bool,
     /// Whether the row counts the attempt already.

@@ -6,6 +6,7 @@
 use super::Board;
 use super::QueueId;
 use super::claim::Claim;
+use super::group::APART;
 use super::layout::ADMITTED;
 use super::layout::EntryState;
 use super::layout::Lane;
@@ -15,6 +16,7 @@ use crate::Micros;
 use crate::TaskId;
 use crate::bucket::Bucket;
 use crate::bucket::Rate;
+use crate::names::Group;
 use crate::names::Kind;
 use crate::names::QueueName;
 
@@ -83,12 +85,17 @@ impl Gate {
 pub struct Leaving {
     queues: Vec<(QueueId, u32)>,
     kinds: Vec<(Kind, u32)>,
+    groups: Vec<Group>,
     total: u32,
 }
 
 impl Leaving {
     fn of(&self, gate: usize) -> u32 {
         self.queues.iter().find(|(queue, _)| usize::from(queue.0) == gate).map_or(0, |(_, count)| *count)
+    }
+
+    pub(super) fn of_group(&self, group: Group) -> usize {
+        self.groups.iter().filter(|other| **other == group).count()
     }
 
     pub(super) fn of_kind(&self, kind: Kind) -> u32 {
@@ -197,12 +204,15 @@ impl Board<'_> {
     /// What ends with the call that brings these results.
     pub fn leaving(&self, ends: impl Iterator<Item = (TaskId, i64)>) -> Leaving {
         let mut leaving = Leaving::default();
-        if self.head.gates == 0 {
+        if self.head.gates == 0 && self.head.in_groups == 0 {
             return leaving;
         }
         for (id, token) in ends {
             let Some(entry) = self.claim_of(&id).filter(|entry| entry.token == token) else { continue };
             leaving.total += 1;
+            if entry.group_next != APART {
+                leaving.groups.push(entry.group);
+            }
             if entry.flags & ADMITTED != 0 {
                 match leaving.kinds.iter_mut().find(|(kind, _)| *kind == entry.kind) {
                     Some((_, count)) => *count += 1,

@@ -127,8 +127,16 @@ fn after_a_start_nothing_limited_goes_before_workers_have_spoken_and_rows_that_s
     assert!(claim(&mut board, worker, 9, SECOND).is_empty());
     // One comes back, and its result.
     let queue = board.intern(&name(0)).expect("known");
-    let row =
-        AssertedRow { fence: 0, due: 0, queue, priority: 0, kind: Kind::ANY, written: true, counted: false };
+    let row = AssertedRow {
+        fence: 0,
+        due: 0,
+        queue,
+        priority: 0,
+        kind: Kind::ANY,
+        group: None,
+        written: true,
+        counted: false,
+    };
     assert!(board.assert_claim(worker, &Claim { id: id(7), token: 1 }, &row, SECOND));
     assert!(claim(&mut board, worker, 9, SECOND).is_empty());
     assert!(board.end_claim(&id(7), 1));
@@ -316,6 +324,7 @@ proptest! {
                     token += 1;
                     let row = AssertedRow {
                         fence: 0, due: 0, queue: number, priority: 0, kind: kind(n), written: n % 2 == 0, counted: false,
+                        group: None,
                     };
                     if board.assert_claim(workers[0], &Claim { id: id(n), token }, &row, now) {
                         claimed.insert(n, (queue, token));

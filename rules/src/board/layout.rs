@@ -1,12 +1,14 @@
 //! How the board lies in memory. Every type is plain data without references or padding that matters.
 
 use super::QueueId;
+use super::group::APART;
 use super::kind_limit::KindLimit;
 use super::kind_limit::MAX_KIND_LIMITS;
 use super::weight::Weights;
 use crate::Micros;
 use crate::TaskId;
 use crate::WorkerId;
+use crate::names::Group;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::place::Place;
@@ -47,6 +49,16 @@ impl Sizes {
         self.queues + 1
     }
 
+    /// The length of the hash table over the groups of claims: a power of two.
+    pub fn group_buckets(&self) -> usize {
+        (self.entries / 4).next_power_of_two()
+    }
+
+    /// How many groups can be noted that the scheduler is to look at.
+    pub fn looks(&self) -> usize {
+        (self.entries / 4).max(16)
+    }
+
     /// The length of the hash table: a power of two, so that a bucket holds one entry or two.
     pub fn buckets(&self) -> usize {
         self.entries.next_power_of_two()
@@ -80,6 +92,12 @@ pub struct Head {
     /// Limits of steps; those in use come first.
     pub(super) kind_limits: [KindLimit; MAX_KIND_LIMITS],
     pub(super) kind_limits_len: u16,
+    /// There were more groups to look at than could be noted.
+    pub(super) looks_lost: bool,
+    /// Groups to look at.
+    pub(super) looks_len: u32,
+    /// Claims of tasks that have a group.
+    pub(super) in_groups: u32,
 }
 
 impl Head {
@@ -99,6 +117,9 @@ impl Head {
         trusted_until: 0,
         kind_limits: [KindLimit::NONE; MAX_KIND_LIMITS],
         kind_limits_len: 0,
+        looks_lost: false,
+        looks_len: 0,
+        in_groups: 0,
     };
 }
 
@@ -147,6 +168,9 @@ pub struct Entry {
     pub retry_limit: i32,
     /// Where its row was seen last.
     pub place: Place,
+    /// The group of a claimed task, if `group_next` says that it has one.
+    pub(super) group: Group,
+    pub(super) group_next: u32,
     pub(super) hash_next: u32,
     pub(super) prev: u32,
     pub(super) next: u32,
@@ -172,6 +196,8 @@ impl Entry {
         kind: Kind::ANY,
         retry_limit: 0,
         place: Place::UNKNOWN,
+        group: Group(0),
+        group_next: APART,
         hash_next: NIL,
         prev: NIL,
         next: NIL,

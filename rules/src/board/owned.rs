@@ -7,6 +7,7 @@ use super::Head;
 use super::Lane;
 use super::Sizes;
 use super::WorkerSlot;
+use crate::names::Group;
 use crate::names::QueueName;
 
 /// The memory of a board.
@@ -18,6 +19,8 @@ pub struct OwnedBoard {
     workers: Vec<WorkerSlot>,
     queues: Vec<QueueName>,
     gates: Vec<Gate>,
+    group_buckets: Vec<u32>,
+    looks: Vec<Group>,
 }
 
 impl OwnedBoard {
@@ -31,6 +34,8 @@ impl OwnedBoard {
             workers: vec![WorkerSlot::EMPTY; sizes.workers],
             queues: vec![QueueName::EMPTY; sizes.queues],
             gates: vec![Gate::OPEN; sizes.gates()],
+            group_buckets: vec![0; sizes.group_buckets()],
+            looks: vec![Group(0); sizes.looks()],
         };
         owned.board().reset();
         owned
@@ -46,6 +51,8 @@ impl OwnedBoard {
             workers: &mut self.workers,
             queues: &mut self.queues,
             gates: &mut self.gates,
+            group_buckets: &mut self.group_buckets,
+            looks: &mut self.looks,
         }
     }
 }

@@ -291,6 +291,7 @@ fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
         queue: Q,
         priority: 0,
         kind: Kind::new("a", "b"),
+        group: None,
         written: false,
         counted: false,
     };
@@ -314,6 +315,7 @@ fn an_asserted_claim_whose_attempt_the_row_counts_is_not_counted_again() {
         queue: Q,
         priority: 0,
         kind: Kind::new("a", "b"),
+        group: None,
         written: true,
         counted: true,
     };

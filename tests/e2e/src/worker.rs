@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use sqlx::PgPool;
 
-pg_task::task!(Test { Abort, Chain, CrashMachine, Exact, Fail, Later, Meta, Note, Panic, Sleep });
+pg_task::task!(Test { Abort, Chain, CrashMachine, Exact, Fail, Later, Meta, Note, Panic, Sleep, Turn });
 pg_task::scheduler!(Tasks { Test });
 
 /// The ledger's file.
@@ -202,6 +202,40 @@ impl Step<Test, Tx> for Exact {
         match left {
             0 => NextStep::none(),
             left => NextStep::now(Exact { key, left: left - 1, how }),
+        }
+    }
+}
+
+/// One of a group: notes that it began and how it ended. Fails so often before each step's end.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Turn {
+    key: String,
+    left: u32,
+    fails: i32,
+    millis: u64,
+}
+
+impl Step<Test, Context> for Turn {
+    const RETRY_LIMIT: i32 = 2;
+    const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        let Self { key, left, fails, millis } = self;
+        cx.state::<Ledger>().note(&format!("{key} begins"))?;
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        if cx.attempt() <= fails {
+            cx.state::<Ledger>().note(&format!("{key} fails"))?;
+            return Err("not in this attempt".into());
+        }
+        match left {
+            0 => {
+                cx.state::<Ledger>().note(&format!("{key} ends"))?;
+                NextStep::none()
+            }
+            left if left % 2 == 0 => {
+                NextStep::delay(Turn { key, left: left - 1, fails, millis }, Duration::from_millis(20))
+            }
+            left => NextStep::now(Turn { key, left: left - 1, fails, millis }),
         }
     }
 }

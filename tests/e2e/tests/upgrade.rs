@@ -54,6 +54,19 @@ fn artificial() -> Result<(String, String)> {
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.options", "';")?;
     update += &take(&mut old, "COMMENT ON CONSTRAINT task_errors_are_a_list", "';")?;
     update += &take(&mut old, "COMMENT ON CONSTRAINT task_options_are_an_object", "';")?;
+    update += &take(&mut old, "CREATE INDEX task_group", ";")?;
+    update += &take(&mut old, "COMMENT ON INDEX pg_task.task_group", "';")?;
+    update += &take(&mut old, "CREATE TRIGGER task_group_delete", ";")?;
+    update += &take(&mut old, "COMMENT ON TRIGGER task_group_delete", "';")?;
+    update += &take(&mut old, "ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_group_delete", ";")?;
+    update += &take(&mut old, "CREATE VIEW pg_task.groups", "IS 'Tasks behind it';")?;
+    // The view of problems looks at groups.
+    let start = old.find("CREATE VIEW pg_task.problems").context("no such view")?;
+    let end = old[start..].find("COMMENT ON VIEW").context("it has a comment")?;
+    update += &old[start..start + end].replace("CREATE VIEW", "CREATE OR REPLACE VIEW");
+    let blocked = old.find("    UNION ALL\n    SELECT 'groups blocked'").context("no such problem")?;
+    let last = old[blocked..].find(";\nCOMMENT ON VIEW pg_task.problems").context("it ends")?;
+    old.replace_range(blocked..blocked + last, "");
     update += &take(&mut old, "CREATE TRIGGER task_options", ";")?;
     update += &take(&mut old, "COMMENT ON TRIGGER task_options", "';")?;
     update += &take(&mut old, "ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_options", ";")?;

@@ -63,6 +63,8 @@ fn parts(layout: &Layout, area: &Area) -> Vec<Range<usize>> {
         range(area, board.workers),
         range(area, board.queues),
         range(area, board.gates),
+        range(area, board.group_buckets),
+        range(area, board.looks),
         range(area, std::slice::from_ref(&*inbox.head)),
         range(area, inbox.ring),
     ]

@@ -12,11 +12,13 @@ use crate::Result;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Options<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) group: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) meta: Option<&'a Map<String, Value>>,
 }
 
 impl Options<'_> {
-    pub(super) const NONE: Self = Self { meta: None };
+    pub(super) const NONE: Self = Self { group: None, meta: None };
 
     /// As they are stored; none when there are none.
     pub(super) fn json(&self) -> Result<Option<Json<Box<RawValue>>>> {
