@@ -3,15 +3,25 @@ CREATE FUNCTION pg_task.resume(id uuid) RETURNS boolean
 COMMENT ON FUNCTION pg_task.resume(uuid) IS
     'Runs a parked task again at the step that failed, with all its retries; false when there is no such parked task';
 
-CREATE FUNCTION pg_task.resume_all(queue text DEFAULT NULL, task text DEFAULT NULL, error_like text DEFAULT NULL) RETURNS bigint
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resume_all_wrapper';
-COMMENT ON FUNCTION pg_task.resume_all(text, text, text) IS
-    'Resumes every parked task, or those of a queue, of a task name, or whose error is LIKE a pattern; returns how many';
+CREATE FUNCTION pg_task.resume_at(id uuid, wakeup_at timestamptz) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resume_at_wrapper';
+COMMENT ON FUNCTION pg_task.resume_at(uuid, timestamptz) IS
+    'Runs a parked task again at a moment, at the step that failed, with all its retries; false when there is no such parked task';
 
 CREATE FUNCTION pg_task.cancel(id uuid) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cancel_wrapper';
 COMMENT ON FUNCTION pg_task.cancel(uuid) IS
     'Deletes a task. If it runs, its worker is told and its result is refused; false when there is no such task';
+
+CREATE FUNCTION pg_task.edit(id uuid, step jsonb DEFAULT NULL, payload jsonb DEFAULT NULL, interrupt boolean DEFAULT false) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'edit_wrapper';
+COMMENT ON FUNCTION pg_task.edit(uuid, jsonb, jsonb, boolean) IS
+    'Gives a parked or waiting task another step, or its step another payload. One that a worker runs is left alone (55006) unless interrupt => true: the run is told to stop, and the new step is run. A parked task stays parked; false when there is no such task. Example: SELECT pg_task.edit(id, payload => ''{"name": "you"}'')';
+
+CREATE FUNCTION pg_task.clone(id uuid, wakeup_at timestamptz DEFAULT NULL) RETURNS uuid
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'clone_wrapper';
+COMMENT ON FUNCTION pg_task.clone(uuid, timestamptz) IS
+    'Enqueues a new task at the step, in the queue, with the priority and the options of another, due now or at wakeup_at; returns its id, NULL when there is no such task';
 
 CREATE FUNCTION pg_task.stop_workers(worker uuid DEFAULT NULL) RETURNS integer
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'stop_workers_wrapper';

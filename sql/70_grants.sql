@@ -58,9 +58,16 @@ BEGIN
     PERFORM pg_task.grant_work(role);
     EXECUTE pg_catalog.format('GRANT SELECT ON ALL TABLES IN SCHEMA pg_task TO %s', role);
     EXECUTE pg_catalog.format('GRANT DELETE, UPDATE (queue, priority, step, wakeup_at, tried, error, options) ON pg_task.task TO %s', role);
-    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.resume(uuid), pg_task.resume_all(text, text, text),
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.resume(uuid), pg_task.resume_at(uuid, timestamptz),
+        pg_task.edit(uuid, jsonb, jsonb, boolean), pg_task.clone(uuid, timestamptz),
         pg_task.cancel(uuid), pg_task.stop_workers(uuid), pg_task.claims(), pg_task.worker_states(),
         pg_task.scheduler_state(), pg_task.lanes(), pg_task.library_version(), pg_task.start_scheduler() TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
+        pg_task.resume_all(text, text, text, interval, integer, integer, uuid[], integer, boolean),
+        pg_task.cancel_all(text, text, text, text, interval, integer, integer, uuid[], integer, boolean),
+        pg_task.move_all(text, text, text, text, text, interval, integer, integer, uuid[], integer, boolean),
+        pg_task.reprioritize_all(integer, text, text, text, text, interval, integer, integer, uuid[], integer, boolean),
+        pg_task.reschedule_all(timestamptz, text, text, text, text, interval, integer, integer, uuid[], integer, boolean) TO %s', role);
     EXECUTE pg_catalog.format('GRANT INSERT, DELETE, UPDATE ON pg_task.queue, pg_task.step_limit TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer),
         pg_task.pause_queue(text), pg_task.resume_queue(text), pg_task.drop_queue(text), pg_task.queue_states(),

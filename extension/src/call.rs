@@ -71,6 +71,12 @@ impl Call {
         argument.filter(|argument| !argument.isnull).map(|argument| argument.value)
     }
 
+    /// Whether the function is declared with so many arguments and one more: an older version's declaration may not be.
+    pub fn is_declared(&self, index: usize) -> bool {
+        // SAFETY: the server's call structure is valid for the call.
+        index < unsafe { (*self.fcinfo).nargs } as usize
+    }
+
     /// An argument that must be there.
     pub fn required(&self, index: usize, name: &'static str) -> Result<Datum, Error> {
         debug_assert_eq!(self.declared(index).0, name, "{}", self.declaration);

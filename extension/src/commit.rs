@@ -23,6 +23,9 @@ use crate::shmem;
 /// Rows of one transaction that are told one by one; a larger transaction tells the scheduler to read the table from its earliest due time.
 const MAX_HINTS: usize = 256;
 
+/// Cancelled tasks that memory is told of under one hold of its lock.
+const CANCEL_CHUNK: usize = 1_000;
+
 thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     static PENDING: RefCell<Pending> = const { RefCell::new(Pending::NOTHING) };
@@ -31,9 +34,12 @@ thread_local! {
 struct Pending {
     any: bool,
     hints: Vec<Hint>,
-    cancelled: Vec<TaskId>,
+    /// Tasks and the subtransactions that deleted them.
+    cancelled: Vec<(TaskId, pg_sys::SubTransactionId)>,
     groups: Vec<Group>,
     rescan_from: Micros,
+    /// Tasks were taken off the board that this transaction has changed.
+    withheld: bool,
     /// What holds for queues from now on, in the order in which it was set.
     rules: Vec<(QueueName, Option<QueueRule>)>,
     /// Limits of steps, likewise.
@@ -50,6 +56,7 @@ impl Pending {
         cancelled: Vec::new(),
         groups: Vec::new(),
         rescan_from: Micros::MAX,
+        withheld: false,
         rules: Vec::new(),
         step_limits: Vec::new(),
         rules_stale: false,
@@ -64,6 +71,7 @@ impl Pending {
         self.cancelled.clear();
         self.groups.clear();
         self.rescan_from = Micros::MAX;
+        self.withheld = false;
         self.rules.clear();
         self.step_limits.clear();
         self.rules_stale = false;
@@ -83,9 +91,11 @@ pub fn note_due(queue: &QueueName, priority: i16, due: Micros, id: TaskId) {
     });
 }
 
-/// A task was deleted by a user, if this transaction commits.
+/// A task was deleted by a user, or the run of its step is to end, if this transaction commits and no savepoint takes it back.
 pub fn note_cancelled(id: TaskId) {
-    note(|pending| pending.cancelled.push(id));
+    // SAFETY: inside a transaction.
+    let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    note(|pending| pending.cancelled.push((id, subtransaction)));
 }
 
 /// A task has left its group, if this transaction commits: another one may be the next.
@@ -100,6 +110,11 @@ pub fn note_group(group: Group) {
 /// Rows may have become visible of which nothing is known: read the table again.
 pub fn note_rescan() {
     note(|pending| pending.rescan_from = Micros::MIN);
+}
+
+/// Tasks were taken off the board because this transaction has locked and changed their rows. If that is taken back, the table is read again.
+pub fn note_withheld() {
+    note(|pending| pending.withheld = true);
 }
 
 /// This holds for a queue, if this transaction commits.
@@ -150,8 +165,11 @@ pub fn note_handout() {
 
 fn note(f: impl FnOnce(&mut Pending)) {
     if !REGISTERED.replace(true) {
-        // SAFETY: the callback lives as long as the process and takes no argument.
-        unsafe { pg_sys::RegisterXactCallback(Some(at_xact_event), std::ptr::null_mut()) };
+        // SAFETY: the callbacks live as long as the process and take no argument.
+        unsafe {
+            pg_sys::RegisterXactCallback(Some(at_xact_event), std::ptr::null_mut());
+            pg_sys::RegisterSubXactCallback(Some(at_subxact_event), std::ptr::null_mut());
+        }
     }
     PENDING.with_borrow_mut(|pending| {
         pending.any = true;
@@ -175,12 +193,42 @@ unsafe extern "C-unwind" fn at_xact_event(event: pg_sys::XactEvent::Type, _argum
         }
         XACT_EVENT_ABORT => {
             handout::at_end(false);
-            PENDING.with_borrow_mut(Pending::clear);
+            PENDING.with_borrow_mut(|pending| {
+                if pending.withheld {
+                    give_back_withheld();
+                }
+                pending.clear();
+            });
         }
         // Whoever commits it later has no hints: the utility hook asks for a read of the table then.
         XACT_EVENT_PREPARE => PENDING.with_borrow_mut(Pending::clear),
         XACT_EVENT_PRE_PREPARE => handout::before_prepare(),
         _ => {}
+    }
+}
+
+/// What was cancelled after a savepoint is not, when that is rolled back. Later subtransactions have larger numbers.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn at_subxact_event(
+    event: pg_sys::SubXactEvent::Type,
+    subtransaction: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        PENDING.with_borrow_mut(|pending| {
+            pending.cancelled.retain(|(_, by)| *by < subtransaction);
+            if pending.withheld {
+                pending.rescan_from = Micros::MIN;
+            }
+        });
+    }
+}
+
+fn give_back_withheld() {
+    let Some(slot) = shmem::my_slot() else { return };
+    if slot.with_inbox(|inbox| inbox.ask_rescan(Micros::MIN)) {
+        slot.wake_scheduler();
     }
 }
 
@@ -200,9 +248,9 @@ fn tell(pending: &Pending) {
     if !slot.is_served() {
         shmem::wake_launcher();
     }
-    if !pending.cancelled.is_empty() {
+    for cancelled in pending.cancelled.chunks(CANCEL_CHUNK) {
         slot.with_board(|board| {
-            for id in &pending.cancelled {
+            for (id, _) in cancelled {
                 wake |= board.cancel(id).is_some();
             }
         });

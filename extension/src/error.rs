@@ -17,6 +17,9 @@ pub enum Error {
         /// Its dimensions.
         got: i32,
     },
+    /// `edit` was given nothing to change, or two things.
+    #[error("pass either \"step\" or \"payload\"")]
+    EditWhat,
     /// A list that may be left out but not be empty.
     #[error("\"{name}\" must not be empty")]
     Empty {
@@ -145,6 +148,15 @@ pub enum Error {
         /// Its length in bytes.
         got: usize,
     },
+    /// A worker runs the task.
+    #[error("a worker runs the task")]
+    Running,
+    /// Not a state of tasks.
+    #[error("\"{got}\" is not a state of tasks")]
+    State {
+        /// The text.
+        got: String,
+    },
     /// The server is a standby.
     #[error("pg_task is read-only while the server is a standby")]
     Standby,
@@ -225,6 +237,7 @@ impl Error {
         use PgSqlErrorCode::*;
         match self {
             Self::BurstWithoutRate
+            | Self::EditWhat
             | Self::Empty { .. }
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
@@ -234,6 +247,7 @@ impl Error {
             | Self::OptionsShape { .. }
             | Self::OutOfRange { .. }
             | Self::QueueName { .. }
+            | Self::State { .. }
             | Self::StepName { .. }
             | Self::StepShape { .. }
             | Self::WorkerName { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
@@ -241,6 +255,7 @@ impl Error {
             Self::EnqueueRowUse { .. } | Self::TriggerOnly => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::IdChanged => ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
             Self::NotPreloaded | Self::NoScheduler => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::Running => ERRCODE_OBJECT_IN_USE,
             Self::NotFinite { .. } => ERRCODE_DATETIME_FIELD_OVERFLOW,
             Self::NullArgument { .. } | Self::NullElement { .. } => ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::Encoding { .. } | Self::Prepare | Self::Protocol { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -260,6 +275,7 @@ impl Error {
         match self {
             Self::BurstWithoutRate => "It says how many hand-outs of a rate may gather. The call had no effect.".into(),
             Self::Dimensions { .. } => "The ids come back in one dimension, in the order of the steps.".into(),
+            Self::EditWhat => "A step is the whole {\"Task\": {\"Step\": payload}}, a payload what is within it. The call had no effect.".into(),
             Self::Empty { .. } => "A worker that takes from nowhere would wait for ever.".into(),
             Self::Encoding { got } => {
                 format!("The encoding of this database is {got}; names of queues and steps are kept as UTF-8.")
@@ -283,6 +299,8 @@ impl Error {
             Self::StepLimitsFull => "At most 64 steps can have a limit: they are kept in shared memory.".into(),
             Self::QueueRulesFull => "At most 512 queues can have settings: they are kept in shared memory.".into(),
             Self::QueuesFull => "Names of queues that have no tasks and no workers make room.".into(),
+            Self::Running => "The result of a step that was changed meanwhile is refused, and the step is run again. The call had no effect.".into(),
+            Self::State { .. } => "The states are parked, due, asleep and running.".into(),
             Self::Standby => "A task is a row, and a standby writes none.".into(),
             Self::StepName { .. } => "There is no slash in it.".into(),
             Self::TooMany { .. } => "A worker has a place of fixed size in shared memory.".into(),
@@ -304,6 +322,7 @@ impl Error {
         match self {
             Self::BurstWithoutRate => "Pass a rate too, for example rate => 100, per => '1 minute', burst => 10.".into(),
             Self::Dimensions { .. } => "Write the array in one dimension, or unnest it.".into(),
+            Self::EditWhat => "For example: SELECT pg_task.edit(id, payload => '{\"name\": \"you\"}').".into(),
             Self::Empty { .. } => "Pass NULL, or leave the argument out, for all.".into(),
             Self::Encoding { .. } => {
                 "Make a database of that encoding: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.".into()
@@ -338,6 +357,8 @@ impl Error {
             Self::QueuesFull => {
                 "1,024 queues can have tasks in memory or be named by workers at a time: let workers take all queues, or use fewer.".into()
             }
+            Self::Running => "Wait until it has ended, or pass interrupt => true: its worker is told to stop, and the new step is run.".into(),
+            Self::State { .. } => "Pass one of them, or leave the argument out.".into(),
             Self::Standby => "Connect to the primary.".into(),
             Self::StepName { .. } => "Write it as Task/Step.".into(),
             Self::StepShape { .. } => r#"Write {"Task": {"Step": payload}}, for example {"Greeter": {"SayHello": {"name": "you"}}}."#.into(),

@@ -16,7 +16,17 @@ pub struct StepName<'a> {
     step: &'a str,
 }
 
-impl StepName<'_> {
+impl<'a> StepName<'a> {
+    /// The task's name.
+    pub fn task(&self) -> &'a str {
+        self.task
+    }
+
+    /// The step's name.
+    pub fn step(&self) -> &'a str {
+        self.step
+    }
+
     /// The kind, for comparisons.
     pub fn kind(&self) -> Kind {
         Kind::new(self.task, self.step)

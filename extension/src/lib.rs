@@ -6,8 +6,10 @@
 use pgrx::prelude::*;
 
 mod background;
+mod bulk;
 mod call;
 mod commit;
+mod edit;
 mod error;
 mod guc;
 mod handout;
@@ -39,7 +41,8 @@ extension_sql_file!("../../sql/27_step_limit.sql", name = "step_limit", requires
 extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["step_limit"]);
 extension_sql_file!("../../sql/40_work.sql", name = "work", requires = ["produce"]);
 extension_sql_file!("../../sql/50_operate.sql", name = "operate", requires = ["work"]);
-extension_sql_file!("../../sql/60_views.sql", name = "views", requires = ["operate"]);
+extension_sql_file!("../../sql/55_bulk.sql", name = "bulk", requires = ["operate"]);
+extension_sql_file!("../../sql/60_views.sql", name = "views", requires = ["bulk"]);
 extension_sql_file!("../../sql/65_problems.sql", name = "problems", requires = ["views"]);
 extension_sql_file!("../../sql/70_grants.sql", name = "grants", requires = ["problems"]);
 

@@ -18,17 +18,6 @@ thread_local! {
         c"UPDATE pg_task.task AS t SET error = NULL WHERE t.id OPERATOR(pg_catalog.=) $1 AND t.error IS NOT NULL",
         &[pg_sys::UUIDOID],
     ) };
-    // Locked in the order of the ids, so that two calls cannot wait for each other.
-    static RESUME_ALL: Statement = const { Statement::new(
-        c"WITH chosen AS ( \
-            SELECT t.id FROM pg_task.task AS t WHERE t.error IS NOT NULL \
-              AND ($1 IS NULL OR t.queue OPERATOR(pg_catalog.=) $1) \
-              AND ($2 IS NULL OR t.step OPERATOR(pg_catalog.?) $2) \
-              AND ($3 IS NULL OR t.error OPERATOR(pg_catalog.~~) $3) \
-            ORDER BY t.id FOR UPDATE) \
-          UPDATE pg_task.task AS t SET error = NULL FROM chosen WHERE t.id OPERATOR(pg_catalog.=) chosen.id",
-        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID],
-    ) };
     static CANCEL: Statement = const { Statement::new(
         c"DELETE FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) $1",
         &[pg_sys::UUIDOID],
@@ -44,20 +33,6 @@ fn resume(call: &mut Call) -> Result<Option<Datum>, Error> {
     Ok(Some(Datum::from(count > 0)))
 }
 sql_function!("resume_wrapper", "pg_finfo_resume_wrapper", resume, "resume(id uuid) RETURNS boolean");
-
-fn resume_all(call: &mut Call) -> Result<Option<Datum>, Error> {
-    produce::check_server()?;
-    let arguments = [call.datum(0), call.datum(1), call.datum(2)];
-    let count =
-        spi::connected(|spi| RESUME_ALL.with(|statement| statement.run(spi, &arguments, false)).len());
-    Ok(spi::int(count as i64))
-}
-sql_function!(
-    "resume_all_wrapper",
-    "pg_finfo_resume_all_wrapper",
-    resume_all,
-    "resume_all(queue text, task text, error_like text) RETURNS bigint"
-);
 
 fn cancel(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;

@@ -284,16 +284,17 @@ fn place(call: &Call, first: usize, options: usize) -> Result<Place, Error> {
     let queue = call.required(first, "queue")?;
     // SAFETY: declared as text.
     let name = queue_name(&unsafe { spi::text_from(queue) })?;
-    let got = i64::from(call.int4(first + 1, "priority")?);
-    let priority = i16::try_from(got).map_err(|_| Error::OutOfRange {
-        name: "priority",
-        low: i64::from(i16::MIN),
-        high: i64::from(i16::MAX),
-        got,
-    })?;
+    let priority = priority(call, first + 1, "priority")?;
     let options = call.datum(options);
     options::check_datum(options)?;
     Ok(Place { queue, name, priority, options })
+}
+
+/// A priority among a function's arguments.
+pub fn priority(call: &Call, index: usize, name: &'static str) -> Result<i16, Error> {
+    let got = i64::from(call.int4(index, name)?);
+    let (low, high) = (i64::from(i16::MIN), i64::from(i16::MAX));
+    i16::try_from(got).map_err(|_| Error::OutOfRange { name, low, high, got })
 }
 
 /// A queue's name, or the reason why it is none.

@@ -202,7 +202,7 @@ fn in_range(value: Option<Datum>, name: &'static str, high: i64) -> Result<(), E
 }
 
 /// An `interval` in microseconds; a month has 30 days.
-fn micros(interval: Datum) -> Micros {
+pub fn micros(interval: Datum) -> Micros {
     // SAFETY: callers pass an interval, which is passed by pointer.
     let interval = unsafe { &*interval.cast_mut_ptr::<pg_sys::Interval>() };
     i64::from(interval.month)

@@ -56,6 +56,36 @@ impl Statement {
     }
 }
 
+/// Runs a statement that is planned for these arguments alone: of conditions that may be left out (`$1 IS NULL OR …`) the plan has only those
+/// that are there. For rare statements over many rows.
+pub fn run_once(
+    _spi: &Connected,
+    sql: &CStr,
+    types: &[Oid],
+    arguments: &[Option<Datum>],
+    read_only: bool,
+) -> Rows {
+    assert_eq!(arguments.len(), types.len());
+    let mut types = types.to_vec();
+    let mut values: Vec<Datum> = arguments.iter().map(|value| value.unwrap_or(Datum::null())).collect();
+    let nulls: Vec<i8> =
+        arguments.iter().map(|value| if value.is_some() { b' ' as i8 } else { b'n' as i8 }).collect();
+    // SAFETY: connected to SPI; the arrays have one element for each parameter, of the declared types.
+    unsafe {
+        let code = pg_sys::SPI_execute_with_args(
+            sql.as_ptr(),
+            types.len() as i32,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            nulls.as_ptr().cast(),
+            read_only,
+            0,
+        );
+        assert!(code >= 0, "SPI_execute_with_args failed: {code}");
+        Rows { table: pg_sys::SPI_tuptable, len: pg_sys::SPI_processed as usize }
+    }
+}
+
 /// Proof that SPI is connected.
 pub struct Connected(());
 
@@ -182,6 +212,11 @@ pub fn text(value: &str) -> Option<Datum> {
         let text = pg_sys::cstring_to_text_with_len(value.as_ptr().cast(), value.len() as i32);
         Some(Datum::from(text))
     }
+}
+
+/// A `boolean` as a datum.
+pub fn bool(value: bool) -> Option<Datum> {
+    Some(Datum::from(value))
 }
 
 /// A `uuid` datum that borrows the id: keep it alive while the datum is used.

@@ -11,6 +11,7 @@ mod gate;
 mod group;
 mod kind_limit;
 mod layout;
+mod moved;
 mod owned;
 mod room;
 mod wake;
@@ -26,6 +27,7 @@ pub use gate::{ALL_QUEUES, Gate, Leaving, QueueRule};
 pub use group::Turn;
 pub use kind_limit::MAX_KIND_LIMITS;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
+pub use moved::Belongs;
 pub use owned::OwnedBoard;
 pub use room::Displaced;
 pub use room::Rank;
@@ -81,6 +83,8 @@ pub enum Pushed {
     Added,
     /// It was on the board already, ready or claimed.
     Present,
+    /// It was on the board already, in another lane: one of the two is out of date, and the row tells which ([`Board::relocate`]).
+    Elsewhere,
     /// There is no room: keep it and come back when some tasks were taken.
     Full,
 }
@@ -207,8 +211,8 @@ impl Board<'_> {
         priority: i16,
         place: Place,
     ) -> Pushed {
-        if self.find(&id).is_some() {
-            return Pushed::Present;
+        if let Some(index) = self.find(&id) {
+            return if self.is_in(index, queue, priority) { Pushed::Present } else { Pushed::Elsewhere };
         }
         let Some(lane) = self.lane_for(queue, priority, Kind::ANY) else { return Pushed::Full };
         let Some(index) = self.take_free(id) else {
@@ -408,6 +412,8 @@ mod bounds;
 mod gate_tests;
 #[cfg(test)]
 mod group_tests;
+#[cfg(test)]
+mod moved_tests;
 #[cfg(test)]
 mod order_tests;
 #[cfg(test)]

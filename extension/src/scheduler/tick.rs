@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
+use pg_task_rules::board::Belongs;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Displaced;
 use pg_task_rules::board::Entry;
@@ -29,14 +30,17 @@ use super::beat;
 use super::rules::Rules;
 use crate::background;
 use crate::guc;
+use crate::jsonb;
 use crate::shmem;
 use crate::shmem::Slot;
 use crate::shmem::State;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::Statement;
+use crate::task_table::Column;
 use crate::task_table::Due;
 use crate::task_table::Oldest;
+use crate::task_table::TaskRow;
 use crate::task_table::TaskTable;
 
 /// Rows that the due book holds, at about 60 bytes each.
@@ -53,6 +57,9 @@ const READS_PER_TICK: usize = 4;
 
 /// A row of a lost worker's that someone keeps locked is tried again after this time.
 const LOCKED_RETRY: Micros = 200_000;
+
+/// Tasks that are moved on the board under one hold of its lock.
+const BOARD_CHUNK: usize = 1_000;
 
 /// After hints were lost the whole table may have to be read again: not more often than this.
 const RESCAN_GAP: Micros = 100_000;
@@ -79,6 +86,8 @@ pub struct Ticker {
     book: DueBook,
     rules: Rules,
     hints: Vec<Hint>,
+    /// Tasks that are on the board in another lane than a hint says: their rows are to be asked.
+    elsewhere: Vec<(TaskId, Place)>,
     /// The epoch of the tokens; none until one was taken.
     epoch: Option<i64>,
     /// The lanes have to be looked for in the table, not before this moment.
@@ -101,6 +110,7 @@ impl Ticker {
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
             rules: Rules::default(),
             hints: Vec::new(),
+            elsewhere: Vec::new(),
             epoch: None,
             find_lanes_at: Some(shmem::settled_at()),
             rescan_at: Micros::MAX,
@@ -138,7 +148,7 @@ impl Ticker {
         self.rules.refresh(self.slot);
         self.take_hints();
         self.look_at_groups()?;
-        self.offer();
+        self.offer()?;
         self.wake_idle()?;
         self.give_up_lost()?;
         self.write_behind()?;
@@ -150,7 +160,7 @@ impl Ticker {
             self.read()?;
             self.take_hints();
             self.look_at_groups()?;
-            self.offer();
+            self.offer()?;
             self.wake_idle()?;
             // SAFETY: outside any transaction and lock.
             pgrx::check_for_interrupts!();
@@ -230,12 +240,12 @@ impl Ticker {
     }
 
     /// Moves what is due to the board. What can wait longer gives way to what cannot.
-    fn offer(&mut self) {
+    fn offer(&mut self) -> Result<(), String> {
         let now = background::now();
         let lanes = self.book.due_lanes(now).count();
         let cap = (guc::READY_CAPACITY.get() as usize / lanes.max(4)).max(LEAST_SHARE) as u32;
         let mut displaced: Vec<Displaced> = Vec::new();
-        let (book, rules) = (&mut self.book, &self.rules);
+        let (book, rules, elsewhere) = (&mut self.book, &self.rules, &mut self.elsewhere);
         self.backlog = self.slot.with_board(|board| {
             board.head.ageing = guc::micros(&guc::PRIORITY_AGEING);
             // There may be very many lanes: what each is compared with is found once.
@@ -272,6 +282,10 @@ impl Ticker {
                         Offered::Taken
                     }
                     Pushed::Present => Offered::Taken,
+                    Pushed::Elsewhere => {
+                        elsewhere.push((key.id, place));
+                        Offered::Taken
+                    }
                     Pushed::Full => Offered::NoRoom,
                 }
             });
@@ -282,6 +296,35 @@ impl Ticker {
             let lane = LaneKey { priority: task.priority, queue: task.queue };
             self.book.hint(lane, RowKey { due: task.due, id: task.id });
         }
+        if self.elsewhere.is_empty() { Ok(()) } else { self.relocate() }
+    }
+
+    /// Asks the rows of tasks that were changed while they were on the board where they belong now, and brings them there.
+    fn relocate(&mut self) -> Result<(), String> {
+        let elsewhere = &self.elsewhere;
+        let rows = background::transaction(|| {
+            let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+            let rows: Vec<Belongs> =
+                elsewhere.iter().filter_map(|(id, place)| belongs(&table.row(id, *place)?)).collect();
+            table.close();
+            rows
+        })?;
+        self.elsewhere.clear();
+        let now = background::now();
+        for rows in rows.chunks(BOARD_CHUNK) {
+            let book = &mut self.book;
+            self.slot.with_board(|board| {
+                for row in rows {
+                    let is_left =
+                        if row.due > now { board.remove_ready(&row.id) } else { !board.relocate(row) };
+                    if is_left {
+                        let lane = LaneKey { priority: row.priority, queue: row.queue };
+                        book.hint(lane, RowKey { due: row.due, id: row.id });
+                    }
+                }
+            });
+        }
+        Ok(())
     }
 
     fn wake_idle(&mut self) -> Result<(), String> {
@@ -490,4 +533,18 @@ fn lanes(spi: &Connected) -> Vec<LaneKey> {
             Some(LaneKey { priority: rows.int2(row, 2)?, queue })
         })
         .collect()
+}
+
+/// Where a row says that its task belongs; none when it is parked.
+fn belongs(row: &TaskRow<'_>) -> Option<Belongs> {
+    if row.datum(Column::Error).is_some() {
+        return None;
+    }
+    // SAFETY: the columns are a text and a jsonb, and the row stays in its buffer.
+    let (queue, kind) = unsafe {
+        let queue = QueueName::new(&spi::text_from(row.datum(Column::Queue)?))?;
+        (queue, jsonb::step_name(row.datum(Column::Step)?)?.kind())
+    };
+    let (priority, due) = (row.int2(Column::Priority)?, row.int8(Column::WakeupAt)?);
+    Some(Belongs { id: row.id()?, queue, priority, due, kind })
 }

@@ -104,7 +104,13 @@ fn apply(board: &mut Board<'_>, call: &Call) {
     let claim = Claim { id: task, token };
     let mut workers = Vec::new();
     match (what, place) {
-        (0..4, _) => _ = board.push_due(&queue(name), priority, one, task, Place::UNKNOWN),
+        (0..4, _) => {
+            let pushed = board.push_due(&queue(name), priority, one, task, Place::UNKNOWN);
+            if pushed == Pushed::Elsewhere {
+                let to = Belongs { id: task, queue: queue(name), priority, due: one, kind: kind(name) };
+                board.relocate(&to);
+            }
+        }
         (4 | 5, _) => {
             let mut queues = Vec::new();
             let names: Vec<QueueName> =

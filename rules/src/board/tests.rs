@@ -462,6 +462,14 @@ proptest! {
                         prop_assert!(ready.insert(n));
                     }
                     Pushed::Present => prop_assert!(ready.contains(&n) || claimed.contains_key(&n)),
+                    Pushed::Elsewhere => {
+                        prop_assert!(ready.contains(&n) || claimed.contains_key(&n));
+                        let name = board.queue_name(QueueId(queue));
+                        let to = Belongs { id: id(n), queue: name, priority, due, kind: Kind::ANY };
+                        if name != QueueName::EMPTY && !board.relocate(&to) {
+                            prop_assert!(ready.remove(&n));
+                        }
+                    }
                     Pushed::Full => prop_assert!(ready.len() + claimed.len() == 8 || board.lanes_in_use().count() == 4),
                 },
                 Op::Claim(worker, want) => {

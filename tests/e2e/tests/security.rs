@@ -99,6 +99,11 @@ const TRAPS: &str = r#"
     END $do$;
     CREATE FUNCTION trap.has(jsonb, text) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM trap.note(''?''); RETURN true; END';
     CREATE OPERATOR trap.? (FUNCTION = trap.has, LEFTARG = jsonb, RIGHTARG = text);
+    CREATE FUNCTION trap.field(jsonb, text) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN PERFORM trap.note(''->''); RETURN $1; END';
+    CREATE OPERATOR trap.-> (FUNCTION = trap.field, LEFTARG = jsonb, RIGHTARG = text);
+    CREATE FUNCTION trap.ago(timestamptz, interval) RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN PERFORM trap.note(''ago''); RETURN $1; END';
+    CREATE OPERATOR trap.- (FUNCTION = trap.ago, LEFTARG = timestamptz, RIGHTARG = interval);
+    CREATE FUNCTION trap.count() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN PERFORM trap.note(''count''); RETURN 1; END';
     CREATE OPERATOR trap.~~ (FUNCTION = trap.compare, LEFTARG = text, RIGHTARG = text);
     CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN PERFORM trap.note(''now''); RETURN ''epoch''; END';
     CREATE FUNCTION trap.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN PERFORM trap.note(''clock''); RETURN ''epoch''; END';
@@ -129,6 +134,10 @@ const EVERYTHING: &[&str] = &[
     "SELECT pg_task.heartbeat('00000000-0000-0000-0000-00000000000a')",
     "SELECT pg_task.leave('00000000-0000-0000-0000-00000000000a')",
     "SELECT pg_task.resume(pg_task.uuid7()), pg_task.cancel(pg_task.uuid7()), pg_task.resume_all('q', 'T', 'x%')",
+    "SELECT pg_task.cancel_all('q', 'T/S', 'x%', 'running', '1 day', -1, 1, ARRAY[pg_task.uuid7()], 5), pg_task.move_all('q', 'nobody', 'T/S', 'x%', 'due', '1 day', -1, 1, ARRAY[pg_task.uuid7()], 5)",
+    "SELECT pg_task.reprioritize_all(3, 'nobody', 'T', state => 'asleep'), pg_task.reschedule_all('2030-01-01', 'nobody', 'T', state => 'parked'), pg_task.cancel_all('nobody', 'T/S', dry_run => true)",
+    r#"SELECT pg_task.edit(pg_task.schedule('{"A": {"B": 1}}', '2030-01-01'), payload => '2'), pg_task.resume_at(pg_task.uuid7(), '2030-01-01'), pg_task.clone(pg_task.schedule('{"A": {"B": 1}}', '2030-01-01'), '2030-01-01')"#,
+    r#"WITH t AS (SELECT pg_task.schedule('{"A": {"B": 1}}', '2030-01-01', 'trapped') FROM pg_catalog.generate_series(1, 3)) SELECT pg_task.move_all('trapped 2', 'trapped'), pg_task.cancel_all('trapped 2') FROM t"#,
     "SELECT pg_task.stop_workers('00000000-0000-0000-0000-00000000000b')",
     "SELECT pg_task.set_queue('trapped', 3, 5, '1 s', 2), pg_task.pause_queue('trapped'), pg_task.resume_queue('trapped'), pg_task.drop_queue('trapped')",
     "SELECT pg_task.limit_step('Test/Trapped', 3), pg_task.limit_step('Test/Trapped', NULL), pg_task.step_running('Test/Note')",
