@@ -106,6 +106,8 @@ impl<'a> Demo<'a> {
         self.delayed(&worker)?;
         self.orders(&worker)?;
         self.latency(&worker)?;
+        self.pause(&worker)?;
+        self.many(&worker)?;
         self.stop(worker)
     }
 
@@ -181,8 +183,39 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
+    fn pause(&self, worker: &Worker) -> anyhow::Result<()> {
+        println!("\n9. Pause a queue: what is enqueued waits, and nobody polls for the end of the pause");
+        self.sql("SELECT pg_task.pause_queue('mail')")?;
+        self.sql(r#"SELECT pg_task.enqueue('{"Greeter":{"SayHello":{"name":"the paused"}}}', 'mail')"#)?;
+        self.until("it waits, and the view says why", || {
+            Ok(self.ask("SELECT EXISTS (SELECT 1 FROM pg_task.problems WHERE problem = 'queue paused')")?
+                == "t")
+        })?;
+        self.sql("SELECT pg_task.resume_queue('mail')")?;
+        self.hear(worker, "Hello, the paused")
+    }
+
+    fn many(&self, worker: &Worker) -> anyhow::Result<()> {
+        println!(
+            "\n10. 5,000 tasks by mistake: how many are they, cancel all but one, mend that, and make a copy of it"
+        );
+        self.sql("SELECT pg_task.pause_queue('spam')")?;
+        self.sql(
+            r#"INSERT INTO pg_task.task (queue, step) SELECT 'spam', '{"Greeter":{"SayHello":{"name":"you"}}}' FROM generate_series(1, 5000)"#,
+        )?;
+        let counted = self.sql("SELECT pg_task.cancel_all(task => 'Greeter/SayHello', dry_run => true)")?;
+        let cancelled = self.sql("SELECT pg_task.cancel_all(task => 'Greeter/SayHello', max => 4999)")?;
+        if (counted.as_str(), cancelled.as_str()) != ("5000", "4999") {
+            bail!("5000 are there and 4999 are cancelled: {counted}, {cancelled}");
+        }
+        self.sql(r#"SELECT pg_task.edit(id, payload => '{"name":"the mended"}'), pg_task.clone(id) FROM pg_task.task"#)?;
+        self.sql("SELECT pg_task.resume_queue('spam')")?;
+        self.hear(worker, "Hello, the mended")?;
+        self.hear(worker, "Hello, the mended")
+    }
+
     fn stop(&self, mut worker: Worker) -> anyhow::Result<()> {
-        println!("\n9. Ask the worker to stop, and wait until nothing runs");
+        println!("\n11. Ask the worker to stop, and wait until nothing runs");
         self.sql("SELECT pg_notify('pg_task_changed', 'stop_worker')")?;
         self.until("nothing runs", || Ok(self.ask("SELECT EXISTS (SELECT 1 FROM pg_task.running)")? == "f"))?;
         self.until("the worker has ended", || Ok(worker.child.try_wait()?.is_some()))?;
