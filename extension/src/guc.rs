@@ -22,6 +22,9 @@ pub static WAKE_GAP: GucSetting<i32> = GucSetting::<i32>::new(1);
 pub static MAX_SLEEP: GucSetting<i32> = GucSetting::<i32>::new(60);
 pub static PRIORITY_AGEING: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static LOST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(3);
+pub static HISTORY: GucSetting<bool> = GucSetting::<bool>::new(true);
+pub static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 86_400);
+pub static HISTORY_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 pub static MAX_STEP_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 /// The largest step, in bytes of its stored form.
@@ -177,6 +180,34 @@ pub fn define() {
         1_000_000,
         GucContext::Sighup,
         flags(),
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_task.history",
+        c"Whether a task that ends leaves a row in pg_task.history.",
+        c"It is the setting of the session in which the task ends, that of the worker or of whoever deletes it. Only a superuser can change it.",
+        &HISTORY,
+        GucContext::Suset,
+        flags(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_task.history_retention",
+        c"How long rows of pg_task.history are kept at least, in seconds; 0 for as long as pg_task.history_max_size allows.",
+        c"A row goes with its partition, at most one seventh of this time later. Takes effect on reload.",
+        &HISTORY_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_task.history_max_size",
+        c"How large pg_task.history may become in each database, in megabytes; 0 for any size.",
+        c"When it would become larger its oldest eighth goes, however young it is. Takes effect on reload.",
+        &HISTORY_MAX_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
     );
     GucRegistry::define_int_guc(
         c"pg_task.max_step_size",

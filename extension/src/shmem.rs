@@ -96,6 +96,10 @@ pub struct Control {
     pub rules_stale: AtomicBool,
     /// Whether some step has a limit.
     pub limits_steps: AtomicBool,
+    /// The partition of the history that is in use.
+    pub history_part: AtomicU32,
+    /// Rows of the history that were written, those of transactions that were rolled back included.
+    pub history_written: AtomicU64,
     /// Counts the changes of the settings of queues that are on the board. Changed under the board's lock.
     pub rules_version: AtomicU64,
     /// A scheduler has taken an epoch for the tokens since the board was emptied.
@@ -347,6 +351,8 @@ impl Slot {
         }
         control.start_failures.store(0, Relaxed);
         control.error_at.store(0, Relaxed);
+        control.history_part.store(0, Relaxed);
+        control.history_written.store(0, Relaxed);
         for counter in [
             &control.ticks,
             &control.wakeups_sent,

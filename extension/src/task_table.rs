@@ -9,8 +9,10 @@ mod new_row;
 mod next_step;
 
 pub use group::Oldest;
+pub use new_row::Indexes;
 pub use new_row::NewTask;
 
+use std::ffi::CStr;
 use std::marker::PhantomData;
 
 use pg_task_rules::TaskId;
@@ -23,7 +25,6 @@ use pgrx::pg_sys::Datum;
 
 use crate::spi;
 use group::ByGroup;
-use new_row::Indexes;
 
 /// The table's columns, in the order of `sql/20_task.sql`.
 #[derive(Clone, Copy)]
@@ -41,13 +42,15 @@ pub enum Column {
     Queue = 10,
     Step = 11,
     Error = 12,
-    #[expect(dead_code, reason = "for the position of those behind it")]
     Errors = 13,
     Options = 14,
 }
 
 /// How many columns the table has, unless it is that of an older version (they only add to its end) or of a user who has added some.
 const COLUMNS: i32 = Column::Options as i32;
+
+/// Triggers of our own for DELETE: what the first does, memory does at the end of a claim; what the second does is done by whoever deletes.
+const OWN_DELETE_TRIGGERS: [&CStr; 2] = [c"task_group_delete", c"task_delete"];
 
 /// The collation "C" in `pg_collation.dat`: the queue's.
 const C_COLLATION: u32 = 950;
@@ -157,8 +160,7 @@ impl TaskTable {
         // SAFETY: the relation is open; its cache entry is valid for as long as it is.
         unsafe {
             let relation = &*self.relation;
-            // What the own trigger does, memory does at the end of a claim.
-            self.has_only_triggers(FOR_DELETE, &[c"task_group_delete"])
+            self.has_only_triggers(FOR_DELETE, &OWN_DELETE_TRIGGERS)
                 && relation.rd_rules.is_null()
                 && !(*relation.rd_rel).relrowsecurity
         }
@@ -172,7 +174,7 @@ impl TaskTable {
         self.fetch_by_id(id).then(|| self.current())
     }
 
-    /// Deletes the row of a task if it is at its place and has the fence.
+    /// Deletes the row of a task if it is at its place and has the fence. It is the current row then.
     pub fn delete(&mut self, id: &TaskId, place: Place, fence: i64) -> Deleted {
         if !self.fetch_exactly(id, place, fence) {
             return Deleted::LeftToSql;
@@ -282,8 +284,8 @@ impl TaskTable {
         }
     }
 
-    /// The row in the slot.
-    fn current(&self) -> TaskRow<'_> {
+    /// The row that was read last.
+    pub fn current(&self) -> TaskRow<'_> {
         // SAFETY: the slot holds a row of the table.
         unsafe { self.row_in(self.slot) }
     }

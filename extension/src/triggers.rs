@@ -13,6 +13,8 @@ use crate::call::Call;
 use crate::call::sql_function;
 use crate::commit;
 use crate::error::Error;
+use crate::history;
+use crate::history::History;
 use crate::options;
 use crate::produce;
 use crate::shmem;
@@ -203,6 +205,23 @@ sql_function!(
     on_group_delete,
     "on_group_delete() RETURNS trigger"
 );
+
+/// After a row was deleted by SQL, by a user or with a worker's result.
+fn on_delete(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let trigger = own_trigger(call)?;
+    let row = Row { tuple: trigger.tg_trigtuple, trigger };
+    if let (Some(id), Some(slot)) = (row.id(), shmem::my_slot())
+        && let Some(mut history) = History::open(slot)
+    {
+        history.add(|column| row.datum(column), &history::end_of(&id));
+        history.close(slot);
+    }
+    Ok(Some(Datum::from(row.tuple)))
+}
+sql_function!("on_delete_wrapper", "pg_finfo_on_delete_wrapper", on_delete, "on_delete() RETURNS trigger");
 
 fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
     let trigger = own_trigger(call)?;

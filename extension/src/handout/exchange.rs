@@ -86,7 +86,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 
     spi::connected(|spi| {
-        let (left, _) = results::write(slot, spi, &results, &held, room, &mut output);
+        let (left, _) = results::write(slot, &worker_id, spi, &results, &held, room, &mut output);
         if let Some((caller, _)) = caller.filter(|_| room > 0) {
             let claimed = claim::claim(slot, spi, &caller, left, &mut output);
             if claimed.more {
@@ -117,7 +117,8 @@ fn finish(call: &mut Call) -> Result<Option<Datum>, Error> {
         Ok::<_, Error>(held_claim(board, &result, &worker_id))
     })?;
     let mut output = Output::Packed(Packed::new());
-    let (_, refused) = spi::connected(|spi| results::write(slot, spi, &[result], &[held], 0, &mut output));
+    let (_, refused) =
+        spi::connected(|spi| results::write(slot, &worker_id, spi, &[result], &[held], 0, &mut output));
     Ok(Some(Datum::from(refused == 0)))
 }
 sql_function!(

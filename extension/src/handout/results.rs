@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::WorkerId;
 use pg_task_rules::board::Advance;
 use pg_task_rules::board::Entry;
 use pg_task_rules::inbox::Hint;
@@ -22,6 +23,10 @@ use super::output::Output;
 use super::unsettled;
 use crate::call::Call;
 use crate::error::Error;
+use crate::history;
+use crate::history::Done;
+use crate::history::Ended;
+use crate::history::History;
 use crate::jsonb;
 use crate::scheduler::unwrite;
 use crate::shmem::Slot;
@@ -200,6 +205,7 @@ fn valid(outcome: Outcome) -> Outcome {
 /// stay with the worker. Returns the room that is left and how many results were refused.
 pub fn write(
     slot: Slot,
+    worker: &WorkerId,
     spi: &Connected,
     results: &[StepResult],
     held: &[Option<Entry>],
@@ -211,6 +217,7 @@ pub fn write(
     }
     let mut writer = Writer {
         slot,
+        worker: *worker,
         spi,
         results,
         held,
@@ -245,6 +252,7 @@ pub fn write(
 /// One call's results while they are written.
 struct Writer<'a> {
     slot: Slot,
+    worker: WorkerId,
     spi: &'a Connected,
     results: &'a [StepResult],
     held: &'a [Option<Entry>],
@@ -294,15 +302,23 @@ impl Writer<'_> {
         }
         let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
         if table.can_delete() {
+            let mut history = History::open(self.slot);
             deletes.retain(|&index| {
                 let result = &self.results[index];
                 let place = self.held[index].map_or(Place::UNKNOWN, |held| held.place);
                 let deleted = table.delete(&result.id, place, result.fence) == Deleted::Yes;
                 if deleted {
+                    if let Some(history) = &mut history {
+                        let row = table.current();
+                        history.add(|column| row.datum(column), &Ended::Done(self.done(index)));
+                    }
                     self.accept(index, End::Over);
                 }
                 !deleted
             });
+            if let Some(history) = history {
+                history.close(self.slot);
+            }
         }
         table.close();
         if deletes.is_empty() {
@@ -312,10 +328,26 @@ impl Writer<'_> {
             spi::uuid_array(deletes.iter().map(|&index| &self.results[index].id)),
             spi::int8_array(deletes.iter().map(|&index| self.results[index].fence)),
         ];
-        let rows = DELETE.with(|statement| statement.run(self.spi, &arguments, false));
+        // The trigger of the table writes their history.
+        let done: Vec<(TaskId, Done)> =
+            deletes.iter().map(|&index| (self.results[index].id, self.done(index))).collect();
+        let rows = history::finishing(done.into_iter(), || {
+            DELETE.with(|statement| statement.run(self.spi, &arguments, false))
+        });
         let gone: FxHashSet<TaskId> = (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect();
         for &index in deletes.iter().filter(|&&index| gone.contains(&self.results[index].id)) {
             self.accept(index, End::Over);
+        }
+    }
+
+    /// What the history is to say of a task that is done.
+    fn done(&self, index: usize) -> Done {
+        let held = self.held[index];
+        Done {
+            worker: self.worker,
+            started_at: held.map(|held| held.since),
+            is_counted: held.is_some_and(|held| held.is_counted()),
+            result: None,
         }
     }
 

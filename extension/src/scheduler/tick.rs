@@ -27,6 +27,7 @@ use pg_task_rules::token;
 use pgrx::pg_sys;
 
 use super::beat;
+use super::retention::Retention;
 use super::rules::Rules;
 use crate::background;
 use crate::guc;
@@ -85,6 +86,7 @@ pub struct Ticker {
     slot: Slot,
     book: DueBook,
     rules: Rules,
+    retention: Retention,
     hints: Vec<Hint>,
     /// Tasks that are on the board in another lane than a hint says: their rows are to be asked.
     elsewhere: Vec<(TaskId, Place)>,
@@ -109,6 +111,7 @@ impl Ticker {
             slot,
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
             rules: Rules::default(),
+            retention: Retention::default(),
             hints: Vec::new(),
             elsewhere: Vec::new(),
             epoch: None,
@@ -135,6 +138,7 @@ impl Ticker {
     pub fn forget(&mut self) {
         self.book = DueBook::new(BOOK_CAPACITY, READ_LIMIT);
         self.find_lanes_at = Some(shmem::settled_at());
+        self.retention.forget();
     }
 
     /// Does what there is to do and returns when there will be more.
@@ -143,6 +147,8 @@ impl Ticker {
         self.woke_someone = false;
         if self.epoch.is_none() {
             self.rules.load(self.slot)?;
+            // Before the first task can end.
+            self.retention.tend(self.slot);
             self.begin()?;
         }
         self.rules.refresh(self.slot);
@@ -152,6 +158,7 @@ impl Ticker {
         self.wake_idle()?;
         self.give_up_lost()?;
         self.write_behind()?;
+        self.retention.tend(self.slot);
         let now = background::now();
         if now >= self.rescan_at {
             self.rescan(Micros::MIN, now);
@@ -481,6 +488,7 @@ impl Ticker {
             opening,
             look,
             self.rules.again_at(),
+            self.retention.next_look(self.slot),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
             Some(self.rescan_at),
         ]

@@ -43,16 +43,18 @@ pub struct NewTask {
     pub options: Option<Datum>,
 }
 
-/// The table's indexes, open for new entries.
+/// A table's indexes, open for new entries.
 pub struct Indexes {
     state: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
 }
 
 impl Indexes {
+    /// Opens the indexes of a table.
+    ///
     /// # Safety
     /// The relation is open and stays so until `close`.
-    unsafe fn open(relation: pg_sys::Relation) -> Self {
+    pub unsafe fn open(relation: pg_sys::Relation) -> Self {
         // SAFETY: the result relation is zeroed memory that its own function fills.
         unsafe {
             let state = pg_sys::CreateExecutorState();

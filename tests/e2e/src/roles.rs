@@ -136,6 +136,11 @@ async fn attempts(connection: &mut PgConnection) -> Result<Vec<Attempt>> {
         ("nextval of the sequence `epoch`", "SELECT nextval('pg_task.epoch')"),
         ("setval of the sequence `epoch`", "SELECT setval('pg_task.epoch', 1)"),
         ("SELECT on the sequence `epoch`", "SELECT last_value FROM pg_task.epoch"),
+        ("SELECT on the table `history`", "TABLE pg_task.history"),
+        ("INSERT into the table `history`", "INSERT INTO pg_task.history (part) VALUES (0)"),
+        ("DELETE from the table `history`", "DELETE FROM pg_task.history"),
+        ("setval of the sequence `history_part`", "SELECT setval('pg_task.history_part', 1)"),
+        ("SET pg_task.history", "SET LOCAL pg_task.history = off"),
         ("SET pg_task.max_step_size", "SET LOCAL pg_task.max_step_size = 1"),
     ] {
         add(what.to_owned(), sql.to_owned());

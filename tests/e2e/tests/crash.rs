@@ -273,6 +273,11 @@ async fn a_crash_in_the_middle_of_ten_thousand_tasks_loses_nothing_and_doubles_n
     }
     db.until_done().await?;
     check_chains(&ledger, 10_000, 5);
+    // The history is written with the end of a task: each ended once.
+    assert_eq!(
+        db.ask("SELECT count(*) || ' ' || count(DISTINCT id) || ' ' || count(*) FILTER (WHERE outcome = 'done') FROM pg_task.history").await?,
+        "10000 10000 10000"
+    );
     Ok(())
 }
 

@@ -151,9 +151,10 @@ async fn every_object_of_the_extension_has_a_comment() -> Result<()> {
         ), part AS (
             SELECT classid, objid, 0 AS objsubid FROM member
             UNION SELECT 'pg_class'::regclass, a.attrelid, a.attnum FROM pg_attribute AS a
-                JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind IN ('r', 'v')
+                JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind IN ('p', 'r', 'v')
                 JOIN member AS m ON m.classid = 'pg_class'::regclass AND m.objid = a.attrelid
-                WHERE a.attnum > 0 AND NOT a.attisdropped
+                -- A partition's columns are explained at its table.
+                WHERE a.attnum > 0 AND NOT a.attisdropped AND NOT c.relispartition
             UNION SELECT 'pg_class'::regclass, i.indexrelid, 0 FROM pg_index AS i JOIN member AS m ON m.objid = i.indrelid
             UNION SELECT 'pg_constraint'::regclass, k.oid, 0 FROM pg_constraint AS k JOIN member AS m ON m.objid = k.conrelid
             UNION SELECT 'pg_trigger'::regclass, t.oid, 0 FROM pg_trigger AS t JOIN member AS m ON m.objid = t.tgrelid
