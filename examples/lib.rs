@@ -5,16 +5,25 @@ use pg_task::CancellationToken;
 use sqlx::PgPool;
 use tracing_subscriber::EnvFilter;
 
-/// Connects to the database that `DATABASE_URL` (or a `.env` file) names, and makes sure that the extension is there.
+/// Sets up the log, and connects.
 ///
 /// # Errors
-/// When the variable is missing, the server cannot be reached, or it has not preloaded pg_task.
+/// As [`connect`].
 pub async fn init() -> anyhow::Result<PgPool> {
     dotenvy::dotenv().ok();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
+    connect().await
+}
+
+/// Connects to the database that `DATABASE_URL` (or a `.env` file) names, and makes sure that the extension is there.
+///
+/// # Errors
+/// When the variable is missing, the server cannot be reached, or it has not preloaded pg_task.
+pub async fn connect() -> anyhow::Result<PgPool> {
+    dotenvy::dotenv().ok();
     let url = std::env::var("DATABASE_URL")
         .context("DATABASE_URL is not set; `cargo xtask cluster start` makes a server and prints it")?;
     let db = PgPool::connect(&url).await.context("failed to connect")?;

@@ -60,3 +60,16 @@ CREATE FUNCTION pg_task.start_scheduler() RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'start_scheduler_wrapper';
 COMMENT ON FUNCTION pg_task.start_scheduler() IS
     'Asks for this database''s scheduler at commit. CREATE EXTENSION calls it; calling it again does no harm';
+
+CREATE FUNCTION pg_task.find(tags text[] DEFAULT NULL, meta jsonb DEFAULT NULL, trace text DEFAULT NULL) RETURNS SETOF pg_task.task
+    LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT t.* FROM pg_task.task AS t
+    WHERE t.options OPERATOR(pg_catalog.@>) (
+            CASE WHEN find.tags IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('tags', find.tags) END
+            OPERATOR(pg_catalog.||)
+            CASE WHEN find.meta IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('meta', find.meta) END)
+        AND (find.trace IS NULL
+            OR pg_catalog.substr(t.options OPERATOR(pg_catalog.->>) 'traceparent', 4, 32) OPERATOR(pg_catalog.=) find.trace)
+$$;
+COMMENT ON FUNCTION pg_task.find(text[], jsonb, text) IS
+    'The tasks that have all of these tags, this in their meta, and belong to this trace (the 32 digits of its id). Example: SELECT id, step FROM pg_task.find(tags => ''{invoice}'', meta => ''{"tenant": "acme"}'')';

@@ -1,6 +1,6 @@
 CREATE VIEW pg_task.running AS
     SELECT c.id, c.worker, w.name AS worker_name, t.queue, t.priority, t.step, t.tried,
-           c.claimed_at, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) c.claimed_at AS runs_for, c.token
+           c.claimed_at, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) c.claimed_at AS runs_for, c.token, t.options
     FROM pg_task.claims() AS c
     LEFT JOIN pg_task.worker_states() AS w ON w.id OPERATOR(pg_catalog.=) c.worker
     LEFT JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) c.id;
@@ -15,9 +15,10 @@ COMMENT ON COLUMN pg_task.running.tried IS 'Attempts before this one';
 COMMENT ON COLUMN pg_task.running.claimed_at IS 'When the worker took it';
 COMMENT ON COLUMN pg_task.running.runs_for IS 'How long ago that was';
 COMMENT ON COLUMN pg_task.running.token IS 'The token of the attempt: larger for every later attempt';
+COMMENT ON COLUMN pg_task.running.options IS 'The task''s own options: tags, meta, traceparent';
 
 CREATE VIEW pg_task.failed AS
-    SELECT t.id, t.queue, t.priority, t.step, t.tried, t.error, t.updated_at AS failed_at, t.created_at
+    SELECT t.id, t.queue, t.priority, t.step, t.tried, t.error, t.updated_at AS failed_at, t.created_at, t.options
     FROM pg_task.task AS t
     WHERE t.error IS NOT NULL;
 COMMENT ON VIEW pg_task.failed IS 'Parked tasks, with the reason. pg_task.resume(id) runs one again';
@@ -29,6 +30,7 @@ COMMENT ON COLUMN pg_task.failed.tried IS 'How many attempts failed; 0 when the 
 COMMENT ON COLUMN pg_task.failed.error IS 'Why, with every cause that the worker knew';
 COMMENT ON COLUMN pg_task.failed.failed_at IS 'When it was parked, or changed since';
 COMMENT ON COLUMN pg_task.failed.created_at IS 'When it was enqueued';
+COMMENT ON COLUMN pg_task.failed.options IS 'The task''s own options: tags, meta, traceparent';
 
 CREATE VIEW pg_task.step_limits AS
     SELECT s.step, s.concurrency, pg_task.step_running(s.step) AS running,

@@ -1,6 +1,7 @@
 //! `options` of a task: which keys there are, and what each takes.
 
 use pg_task_rules::names::Group;
+use pg_task_rules::traceparent::is_traceparent;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use serde_json::Value;
@@ -24,6 +25,8 @@ struct Key {
 const KEYS: &[Key] = &[
     Key { name: "group", takes: "a text of 1 to 200 bytes", check: name },
     Key { name: "meta", takes: "an object", check: object },
+    Key { name: "tags", takes: "an array of texts, none of them empty", check: tags },
+    Key { name: "traceparent", takes: "a W3C trace context", check: traceparent },
 ];
 
 /// The longest name of a group, in bytes.
@@ -107,6 +110,23 @@ fn name(value: &Value) -> Result<(), String> {
         Value::String(name) if (1..=MAX_NAME).contains(&name.len()) => Ok(()),
         Value::String(name) => Err(format!("The value has {} bytes.", name.len())),
         value => Err(format!("The value is {value}")),
+    }
+}
+
+fn tags(value: &Value) -> Result<(), String> {
+    let is_tag = |tag: &Value| tag.as_str().is_some_and(|tag| !tag.is_empty());
+    match value.as_array() {
+        Some(tags) if tags.iter().all(is_tag) => Ok(()),
+        _ => Err(format!("The value is {value}.")),
+    }
+}
+
+fn traceparent(value: &Value) -> Result<(), String> {
+    match value.as_str() {
+        Some(text) if is_traceparent(text) => Ok(()),
+        _ => Err(format!(
+            "The value is {value}; one reads 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01, in small letters, no id all zeros."
+        )),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod inbox;
 pub mod names;
 pub mod place;
 pub mod token;
+pub mod traceparent;
 
 /// A moment: microseconds since 2000-01-01 00:00 UTC, as PostgreSQL keeps a `timestamptz`.
 pub type Micros = i64;

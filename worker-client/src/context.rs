@@ -33,6 +33,7 @@ pub struct Context {
     pub(crate) queue: Bytes,
     /// JSON; none for a task without options.
     pub(crate) options: Option<Bytes>,
+    pub(crate) traceparent: Option<Arc<str>>,
     pub(crate) step_name: StepName,
     pub(crate) control: Arc<Control>,
     /// The transaction of a step that has ended well in one, for the worker to commit.
@@ -53,6 +54,22 @@ pub(crate) struct Shared {
     pub(crate) layers: Vec<Arc<dyn AnyLayer>>,
 }
 
+/// What of a task's options its steps are told.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct OwnOptions {
+    meta: serde_json::Value,
+    tags: Vec<String>,
+    pub(crate) traceparent: Option<String>,
+}
+
+impl OwnOptions {
+    /// Out of the JSON; the server has checked it.
+    pub(crate) fn of(options: Option<&Bytes>) -> Self {
+        options.and_then(|options| serde_json::from_slice(options).ok()).unwrap_or_default()
+    }
+}
+
 impl Context {
     /// The same for a step's transaction.
     pub(crate) fn for_transaction(&self) -> Self {
@@ -60,6 +77,7 @@ impl Context {
             shared: self.shared.clone(),
             queue: self.queue.clone(),
             options: self.options.clone(),
+            traceparent: self.traceparent.clone(),
             control: self.control.clone(),
             transaction: Mutex::default(),
             extensions: self.extensions.clone(),
@@ -138,13 +156,21 @@ impl Context {
 
     /// What the task was enqueued with as `meta`, or was given since; null when there is none.
     pub fn meta(&self) -> serde_json::Value {
-        #[derive(Default, serde::Deserialize)]
-        struct Options {
-            #[serde(default)]
-            meta: serde_json::Value,
-        }
-        let options = self.options.as_deref().map(serde_json::from_slice::<Options>);
-        options.and_then(Result::ok).unwrap_or_default().meta
+        self.own_options().meta
+    }
+
+    /// The tags that the task was enqueued with, or was given since.
+    pub fn tags(&self) -> Vec<String> {
+        self.own_options().tags
+    }
+
+    /// The W3C trace context of whoever enqueued the task, if it came with one.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.traceparent.as_deref()
+    }
+
+    fn own_options(&self) -> OwnOptions {
+        OwnOptions::of(self.options.as_ref())
     }
 
     /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker. The step's result will be refused; a few

@@ -108,6 +108,19 @@ impl<'a> Enqueue<'a> {
         self
     }
 
+    /// Tags, for people and for searching by `pg_task.find`: [`crate::Context::tags`].
+    pub const fn tags(mut self, tags: &'a [&'a str]) -> Self {
+        self.options.tags = Some(tags);
+        self
+    }
+
+    /// The W3C trace context that the task belongs to: [`crate::Context::traceparent`]. By default that of [`crate::with_traceparent`], or of the
+    /// task whose step enqueues this one.
+    pub const fn traceparent(mut self, traceparent: &'a str) -> Self {
+        self.options.traceparent = Some(traceparent);
+        self
+    }
+
     /// Enqueues a task that is due now.
     ///
     /// # Errors

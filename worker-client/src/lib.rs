@@ -1,6 +1,7 @@
 #![doc = include_str!("docs/lib.md")]
 #![forbid(unsafe_code)]
 
+mod assertions;
 mod context;
 mod enqueue;
 mod error;
@@ -13,6 +14,7 @@ mod source_chain;
 mod step;
 mod task_error;
 pub mod testing;
+mod trace;
 mod transaction;
 mod worker;
 
@@ -55,12 +57,15 @@ pub use task_error::TaskError;
 pub use task_error::TaskErrorListener;
 pub use task_error::listen_for_task_errors;
 pub use tokio_util::sync::CancellationToken;
+pub use trace::with_traceparent;
 pub use transaction::Tx;
 pub use worker::Worker;
 
 /// What the macros expand to; not for direct use.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::assertions::enqueued;
+    pub use crate::assertions::not_enqueued;
     pub use crate::step::StepInfo;
     pub use crate::step::retry_delay;
     pub use crate::step::retry_limit;

@@ -60,6 +60,54 @@ macro_rules! task {
     };
 }
 
+/// Asserts that a task waits whose step matches a pattern, and returns it: a [`Waiting`](crate::testing::Waiting), the first in the order in which they
+/// are due.
+///
+/// ```rust,no_run
+/// # use pg_task_client as pg_task;
+/// # use pg_task::{NextStep, Step, StepResult};
+/// # #[derive(Debug, serde::Deserialize, serde::Serialize)]
+/// # pub struct Remind { user: i64 }
+/// # impl Step<Mail> for Remind { async fn step(self, _db: &sqlx::PgPool) -> StepResult<Mail> { NextStep::none() } }
+/// # pg_task_client::task!(Mail { Remind });
+/// # pg_task_client::scheduler!(Tasks { Mail });
+/// # async fn test(db: sqlx::PgPool) -> pg_task::Result<()> {
+/// # let bench = pg_task::testing::Bench::<Tasks>::begin(&db).await?;
+/// let task = pg_task::assert_enqueued!(bench.tasks().await?, Tasks::Mail(Mail::Remind(remind)) if remind.user == 7);
+/// assert_eq!(task.queue, "mail");
+/// pg_task::assert_not_enqueued!(bench.tasks().await?, Tasks::Mail(_) if task.tried > 0);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Panics
+/// When there is none; the text shows what waits.
+#[macro_export]
+macro_rules! assert_enqueued {
+    ($tasks:expr, $pattern:pat $(if $guard:expr)? $(,)?) => {
+        $crate::__private::enqueued(
+            $tasks,
+            |step| ::core::matches!(step, $pattern $(if $guard)?),
+            ::core::stringify!($pattern $(if $guard)?),
+        )
+    };
+}
+
+/// Asserts that no task waits whose step matches a pattern: as [`assert_enqueued!`](crate::assert_enqueued).
+///
+/// # Panics
+/// When there is one; the text shows it.
+#[macro_export]
+macro_rules! assert_not_enqueued {
+    ($tasks:expr, $pattern:pat $(if $guard:expr)? $(,)?) => {
+        $crate::__private::not_enqueued(
+            $tasks,
+            |step| ::core::matches!(step, $pattern $(if $guard)?),
+            ::core::stringify!($pattern $(if $guard)?),
+        )
+    };
+}
+
 /// Makes the enum of all tasks that a worker runs: `scheduler!(Tasks { Greeter, Order })`.
 #[macro_export]
 macro_rules! scheduler {

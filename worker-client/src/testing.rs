@@ -20,6 +20,7 @@
 //! let mut bench = Bench::<Tasks>::begin(&db).await?;
 //! let task = Tasks::Mail(Remind { user: 7 }.into());
 //! let id = pg_task::delay(bench.db(), &task, Duration::from_secs(86_400)).await?;
+//! pg_task::assert_enqueued!(bench.tasks().await?, Tasks::Mail(Mail::Remind(remind)) if remind.user == 7);
 //! assert_eq!(bench.run_due().await?, 0);
 //! bench.advance(Duration::from_secs(86_400)).await?;
 //! assert_eq!(bench.run_to_end(id).await?, End::Done);
@@ -38,8 +39,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sqlx::Acquire;
+use sqlx::PgExecutor;
 use sqlx::PgPool;
 use sqlx::Row;
 use sqlx::postgres::PgPoolOptions;
@@ -90,6 +93,40 @@ pub struct Waiting<T> {
     pub tried: i32,
     /// Why it is parked, if it is.
     pub error: Option<String>,
+    /// Its own options, as `docs/options.md` tells; null for none.
+    pub options: serde_json::Value,
+}
+
+/// What waits, in the order in which it is due, parked tasks last: of a database of the test's own, or of any other executor. [`Bench::tasks`] is the same
+/// of a bench.
+///
+/// # Errors
+/// [`Error::Db`] when the statement fails; [`Error::DeserializeStep`] when a row is no step of this program.
+pub async fn tasks<'e, T: DeserializeOwned>(db: impl PgExecutor<'e>) -> Result<Vec<Waiting<T>>> {
+    let rows = sqlx::query(
+        "SELECT id, queue, priority, step, greatest((extract(epoch FROM wakeup_at - now()) * 1000000)::bigint, 0), tried, error, options
+         FROM pg_task.task ORDER BY error IS NOT NULL, wakeup_at, id",
+    )
+    .fetch_all(db)
+    .await
+    .map_err(look)?;
+    let waiting = |row: &sqlx::postgres::PgRow| {
+        let Json(step): Json<Box<RawValue>> = row.try_get(3).map_err(look)?;
+        let step = serde_json::from_str(step.get())
+            .map_err(|error| Error::DeserializeStep(error, step.get().chars().take(200).collect()))?;
+        let options: Option<Json<serde_json::Value>> = row.try_get(7).map_err(look)?;
+        Ok(Waiting {
+            id: row.try_get(0).map_err(look)?,
+            queue: row.try_get(1).map_err(look)?,
+            priority: row.try_get(2).map_err(look)?,
+            step,
+            due_in: micros(row.try_get(4).map_err(look)?),
+            tried: row.try_get(5).map_err(look)?,
+            error: row.try_get(6).map_err(look)?,
+            options: options.map_or(serde_json::Value::Null, |Json(options)| options),
+        })
+    };
+    rows.iter().map(waiting).collect()
 }
 
 impl<T: Step<T, Context> + 'static> Bench<T> {
@@ -195,28 +232,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
     /// # Errors
     /// As [`Bench::run_due`].
     pub async fn tasks(&self) -> Result<Vec<Waiting<T>>> {
-        let rows = sqlx::query(
-            "SELECT id, queue, priority, step, greatest((extract(epoch FROM wakeup_at - now()) * 1000000)::bigint, 0), tried, error
-             FROM pg_task.task ORDER BY error IS NOT NULL, wakeup_at, id",
-        )
-        .fetch_all(self.db())
-        .await
-        .map_err(look)?;
-        let waiting = |row: &sqlx::postgres::PgRow| {
-            let Json(step): Json<Box<RawValue>> = row.try_get(3).map_err(look)?;
-            let step = serde_json::from_str(step.get())
-                .map_err(|error| Error::DeserializeStep(error, step.get().chars().take(200).collect()))?;
-            Ok(Waiting {
-                id: row.try_get(0).map_err(look)?,
-                queue: row.try_get(1).map_err(look)?,
-                priority: row.try_get(2).map_err(look)?,
-                step,
-                due_in: micros(row.try_get(4).map_err(look)?),
-                tried: row.try_get(5).map_err(look)?,
-                error: row.try_get(6).map_err(look)?,
-            })
-        };
-        rows.iter().map(waiting).collect()
+        tasks(self.db()).await
     }
 
     /// Runs the step that is due first. False when none is.

@@ -195,4 +195,12 @@ impl<'c> Executor<'c> for &'c Tx {
     {
         Box::pin(async move { self.lock().await.prepare_with(sql, parameters).await })
     }
+
+    /// Part of the trait as soon as anyone's sqlx has its feature `macros`, which is why this crate asks for it.
+    fn describe<'e>(self, sql: sqlx::SqlStr) -> BoxFuture<'e, sqlx::Result<sqlx::Describe<Postgres>>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move { self.lock().await.describe(sql).await })
+    }
 }

@@ -77,6 +77,16 @@ async fn options_that_are_none_are_refused_and_the_error_lists_those_that_are() 
         ("'\"a\"'", "22023", "\"options\" must be an object"),
         (r#"'{"Meta": {}}'"#, "22023", "there is no option \"Meta\""),
         (r#"'{"meta": 1}'"#, "22023", "the option \"meta\" must be an object"),
+        (r#"'{"tags": "a"}'"#, "22023", "the option \"tags\" must be an array of texts"),
+        (r#"'{"tags": ["a", 1]}'"#, "22023", "the option \"tags\" must be an array of texts"),
+        (r#"'{"tags": ["a", ""]}'"#, "22023", "the option \"tags\" must be an array of texts"),
+        (r#"'{"tags": null}'"#, "22023", "the option \"tags\" must be an array of texts"),
+        (r#"'{"traceparent": 1}'"#, "22023", "the option \"traceparent\" must be a W3C trace context"),
+        (
+            r#"'{"traceparent": "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"}'"#,
+            "22023",
+            "the option \"traceparent\" must be a W3C trace context",
+        ),
         (r#"'{"meta": {"a": 1e999}}'"#, "22023", "\"options\" must be an object"),
         (large, "54000", "more than the limit of 8192"),
     ] {

@@ -14,7 +14,10 @@ use pg_task::StepResult;
 use pg_task::Tx;
 use pg_task::testing::Bench;
 use pg_task::testing::End;
+use pg_task_cluster::workspace_root;
 use pg_task_e2e::Database;
+use pg_task_e2e::own_server;
+use pg_task_e2e::seed;
 use pg_task_e2e::shared_server;
 use serde::Deserialize;
 use serde::Serialize;
@@ -132,6 +135,39 @@ async fn a_task_of_weeks_is_run_to_its_end_at_once_and_nothing_is_left() -> Resu
         .await?;
     assert_eq!(db.ask("SELECT (SELECT count(*) FROM log) + (SELECT count(*) FROM pg_task.task)").await?, "0");
     assert!(began.elapsed() < DAY);
+    Ok(())
+}
+
+#[test]
+fn the_example_with_sqlx_test_passes_and_leaves_no_database() -> Result<()> {
+    let server = shared_server("e2e-testing");
+    let mut cargo = seed::cargo(&workspace_root().join("Cargo.toml"), "test");
+    cargo.args(["-p", "pg_task_examples", "--features", "sqlx-test", "--test", "sqlx_test"]);
+    let said = seed::run(cargo.env("DATABASE_URL", server.url("postgres")).env_remove("CARGO_MANIFEST_DIR"))?;
+    assert!(said.contains("2 passed"), "{said}");
+    let left =
+        server.psql("postgres", "SELECT count(*) FROM pg_database WHERE datname LIKE '%sqlx_test%'")?;
+    assert_eq!(left.trim(), "0");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bench_runs_tasks_in_a_database_that_has_no_scheduler() -> Result<()> {
+    let server = own_server("e2e-testing-full", &["pg_task.max_databases = 1"])?;
+    let _taken = Database::create(&server).await?;
+    let db = Database::empty(&server).await?;
+    db.run("CREATE EXTENSION pg_task; CREATE TABLE log (what text)").await?;
+    let mut bench = Bench::<Tasks>::begin(&db.pool).await?.with_state(AtomicU32::new(0));
+    let id = pg_task::enqueue(bench.db(), &Tasks::Account(account::Warn { user: 7 }.into())).await?;
+    pg_task::assert_enqueued!(bench.tasks().await?, Tasks::Account(account::Account::Warn(warn)) if warn.user == 7);
+    assert_eq!(bench.run_to_end(id).await?, End::Done);
+    assert_eq!(log(&bench).await?, ["warned", "closed"]);
+    let export = pg_task::assert_enqueued!(bench.tasks().await?, Tasks::Account(account::Account::Export(_)));
+    pg_task::assert_not_enqueued!(bench.tasks().await?, Tasks::Account(account::Account::Close(_)));
+    assert_eq!(bench.run_to_end(export.id).await?, End::Done);
+    drop(bench);
+    // It has none, indeed.
+    assert_ne!(db.ask("SELECT state FROM pg_task.scheduler").await?, "running");
     Ok(())
 }
 

@@ -42,14 +42,26 @@ fn artificial() -> Result<(String, String)> {
     let mut old = install_script()?;
     let mut update = take(&mut old, "CREATE INDEX task_failed", ";")?;
     update += &take(&mut old, "COMMENT ON INDEX pg_task.task_failed", "';")?;
-    // With the comments on its columns.
-    update += &take(&mut old, "CREATE VIEW pg_task.failed", "IS 'When it was enqueued';")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.tried", "';")?;
     take(&mut old, "    errors     jsonb,", "options    jsonb,\n")?;
     let checks = take(&mut old, ",\n    CONSTRAINT task_errors_are_a_list", "'object')")?;
     let checks = checks.trim_start_matches(',').replace("CONSTRAINT", "ADD CONSTRAINT");
     update +=
         &format!("ALTER TABLE pg_task.task ADD COLUMN errors jsonb, ADD COLUMN options jsonb, {checks};");
+    // With the comments on its columns.
+    update += &take(
+        &mut old,
+        "CREATE VIEW pg_task.failed",
+        "COMMENT ON COLUMN pg_task.failed.options IS 'The task''s own options: tags, meta, traceparent';",
+    )?;
+    update += &take(&mut old, "CREATE FUNCTION pg_task.find", "$$;")?;
+    update += &take(&mut old, "COMMENT ON FUNCTION pg_task.find", "';")?;
+    update += "REVOKE ALL ON FUNCTION pg_task.find(text[], jsonb, text) FROM PUBLIC;";
+    let start = old.find("CREATE VIEW pg_task.running").context("no such view")?;
+    let end = old[start..].find("COMMENT ON VIEW").context("it has a comment")?;
+    update += &old[start..start + end].replace("CREATE VIEW", "CREATE OR REPLACE VIEW");
+    update += &take(&mut old, "COMMENT ON COLUMN pg_task.running.options", "';")?;
+    take(&mut old, ", t.options", ", t.options")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.errors", "';")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.options", "';")?;
     update += &take(&mut old, "COMMENT ON CONSTRAINT task_errors_are_a_list", "';")?;

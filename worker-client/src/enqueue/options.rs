@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::types::Json;
 
 use crate::Result;
+use crate::trace;
 
 /// The options that an [`super::Enqueue`] was given. A new one is a field here and a setter there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -15,13 +16,21 @@ pub(super) struct Options<'a> {
     pub(super) group: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) meta: Option<&'a Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tags: Option<&'a [&'a str]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) traceparent: Option<&'a str>,
 }
 
 impl Options<'_> {
-    pub(super) const NONE: Self = Self { group: None, meta: None };
+    pub(super) const NONE: Self = Self { group: None, meta: None, tags: None, traceparent: None };
 
     /// As they are stored; none when there are none.
     pub(super) fn json(&self) -> Result<Option<Json<Box<RawValue>>>> {
+        let surrounding = if self.traceparent.is_none() { trace::current() } else { None };
+        if let Some(traceparent) = &surrounding {
+            return super::step(&Options { traceparent: Some(traceparent), ..*self }).map(Some);
+        }
         if *self == Self::NONE { Ok(None) } else { super::step(self).map(Some) }
     }
 }

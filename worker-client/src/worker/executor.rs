@@ -40,6 +40,7 @@ use crate::StepError;
 use crate::StepName;
 use crate::StepResult;
 use crate::Tx;
+use crate::context::OwnOptions;
 use crate::context::Shared;
 use crate::enqueue;
 use crate::error;
@@ -284,8 +285,8 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
     let attempt = Attempt::new(id, fence, tried, &step);
     let mut context =
         attempt.context(inner.shared.clone(), token, due, (queue, options), control.clone(), &step);
-    let span = tracing::info_span!("step", task = %id, step = %context.step_name(), queue = context.queue(), attempt = context.attempt());
-    if !inner.shared.layers.is_empty() {
+    let span = tracing::info_span!("step", task = %id, step = %context.step_name(), queue = context.queue(), attempt = context.attempt(), traceparent = context.traceparent());
+    if !inner.shared.layers.is_empty() || context.traceparent().is_some() {
         return begin_layered(inner, finished, control, layered::run(step, context).instrument(span)).await;
     }
     let future = async move {
@@ -416,6 +417,7 @@ impl Attempt {
         step: &T,
     ) -> Context {
         let [task, name] = step.variant();
+        let traceparent = options.as_ref().and_then(|options| OwnOptions::of(Some(options)).traceparent);
         Context {
             shared,
             attempt: self,
@@ -423,6 +425,7 @@ impl Attempt {
             due,
             queue,
             options,
+            traceparent: traceparent.map(Arc::from),
             step_name: StepName { task, step: name },
             control,
             transaction: Mutex::default(),

@@ -16,14 +16,15 @@ use crate::Step;
 use crate::error::CommitError;
 use crate::layer::Innermost;
 use crate::source_chain;
+use crate::trace;
 
-/// Runs a step within the layers of its context, and brings a transaction of its to its end. Needs no layers.
+/// Runs a step within the trace context of its task and the layers of its worker, if there are any, and brings a transaction of its to its end.
 pub(super) async fn run<T: Step<T, Context>>(step: T, cx: Context) -> Outcome<T> {
     let attempt = cx.attempt;
     // What layers and a step's transaction leave each other is in one place.
     cx.extensions.get_or_init(Arc::default);
     let mut innermost = InStep { step: Some(step), ended: None };
-    let result = Next::new(&cx, &mut innermost).run().await;
+    let result = trace::carrying(cx.traceparent.clone(), Next::new(&cx, &mut innermost).run()).await;
     match (innermost.ended, result) {
         // It has committed, or never will, or cannot be written down: the layers have no say.
         (Some(ended @ (Outcome::Committed(_) | Outcome::Release | Outcome::Park(_))), result) => {
