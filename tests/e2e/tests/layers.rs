@@ -25,6 +25,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::json;
 use sqlx::PgPool;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 pg_task::task!(Test { Child, Parent, Pool, Transaction, With });
@@ -125,6 +126,9 @@ impl Step<Test, Tx> for Transaction {
         let cx = tx.context();
         cx.insert(Key(self.key.clone()));
         sqlx::query("INSERT INTO effect VALUES ($1)").bind(&self.key).execute(tx).await?;
+        if let Some(written) = cx.extension::<Notify>() {
+            written.notify_one();
+        }
         while self.waits && !open(cx.db()).await? {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -167,6 +171,23 @@ impl Layer for Late {
         let ending = next.run().await?;
         assert!(!self.0 || ending == Ending::Refused, "a late fault");
         Ok(ending)
+    }
+}
+
+/// Drops the first attempt when its transaction has written.
+struct DropFirst;
+
+impl Layer for DropFirst {
+    async fn call(&self, cx: &Context, next: Next<'_>) -> LayerResult {
+        if cx.attempt() > 1 {
+            return next.run().await;
+        }
+        cx.insert(Notify::new());
+        let written = cx.extension::<Notify>().ok_or("it was inserted")?;
+        tokio::select! {
+            result = next.run() => result,
+            () = written.notified() => Err("it took too long".into()),
+        }
     }
 }
 
@@ -255,6 +276,25 @@ async fn a_layer_that_fails_after_a_step_fails_the_attempt_but_not_what_has_comm
             "default Test/With 1: a layer panicked: a late fault; again",
             "default Test/With 2: a layer panicked: a late fault; parked",
         ]
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_that_a_layer_drops_leaves_nothing_and_is_an_attempt() -> Result<()> {
+    let (db, log) = (database().await?, Log::default());
+    let worker = Worker::<Tasks>::new(db.pool.clone()).with_layer(Note(log.clone())).with_layer(DropFirst);
+    let running = Running::start(worker);
+    pg_task::enqueue(&db.pool, &transaction("a", true)).await?;
+    // The second attempt waits, in a transaction of its own.
+    db.until("SELECT count(*) = 1 FROM pg_task.task WHERE tried = 1").await?;
+    db.run("INSERT INTO gate VALUES (true)").await?;
+    db.until_done().await?;
+    running.end().await?;
+    assert_eq!(db.ask("SELECT string_agg(key, ',') FROM effect").await?, "a");
+    assert_eq!(
+        lines(&log),
+        ["a default Test/Transaction 1: it took too long; again", "a default Test/Transaction 2: Done"]
     );
     Ok(())
 }
