@@ -79,7 +79,7 @@ class Worker:
             return id, fence, token, DONE, None, None
         except Exception as error:
             if tried < RETRY_LIMIT:
-                return id, fence, token, RETRY, RETRY_DELAY, None
+                return id, fence, token, RETRY, RETRY_DELAY, repr(error)
             return id, fence, token, PARK, None, repr(error)
 
     def wait(self):

@@ -8,6 +8,11 @@ CREATE FUNCTION pg_task.resume_at(id uuid, wakeup_at timestamptz) RETURNS boolea
 COMMENT ON FUNCTION pg_task.resume_at(uuid, timestamptz) IS
     'Runs a parked task again at a moment, at the step that failed, with all its retries; false when there is no such parked task';
 
+CREATE FUNCTION pg_task.set_retry(id uuid, policy jsonb) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_retry_wrapper';
+COMMENT ON FUNCTION pg_task.set_retry(uuid, jsonb) IS
+    'Gives a task a policy of its own for its retries, also while it runs; NULL leaves them to its step again. False when there is no such task. Example: SELECT pg_task.set_retry(id, ''{"limit": 20, "delay": "1 min"}'')';
+
 CREATE FUNCTION pg_task.cancel(id uuid) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cancel_wrapper';
 COMMENT ON FUNCTION pg_task.cancel(uuid) IS

@@ -32,6 +32,26 @@ COMMENT ON COLUMN pg_task.failed.failed_at IS 'When it was parked, or changed si
 COMMENT ON COLUMN pg_task.failed.created_at IS 'When it was enqueued';
 COMMENT ON COLUMN pg_task.failed.options IS 'The task''s own options: tags, meta, traceparent';
 
+CREATE VIEW pg_task.task_errors AS
+    SELECT t.id, t.queue, (e.entry OPERATOR(pg_catalog.->>) 'at')::timestamptz AS at,
+           (e.entry OPERATOR(pg_catalog.->>) 'attempt')::integer AS attempt,
+           e.entry OPERATOR(pg_catalog.->>) 'step' AS step,
+           e.entry OPERATOR(pg_catalog.->>) 'error' AS error,
+           (e.entry OPERATOR(pg_catalog.->>) 'worker')::uuid AS worker,
+           t.error IS NOT NULL AS parked
+    FROM pg_task.task AS t
+    CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(t.errors) AS e (entry)
+    WHERE t.errors IS NOT NULL;
+COMMENT ON VIEW pg_task.task_errors IS 'The last failures of each task that is still there: as many as pg_task.error_history says';
+COMMENT ON COLUMN pg_task.task_errors.id IS 'The task';
+COMMENT ON COLUMN pg_task.task_errors.queue IS 'Its queue';
+COMMENT ON COLUMN pg_task.task_errors.at IS 'When the attempt had failed';
+COMMENT ON COLUMN pg_task.task_errors.attempt IS 'Which attempt of the step it was, from 1';
+COMMENT ON COLUMN pg_task.task_errors.step IS 'The step, as Task/Step';
+COMMENT ON COLUMN pg_task.task_errors.error IS 'Its error, the first 1,000 characters; NULL when the worker told none';
+COMMENT ON COLUMN pg_task.task_errors.worker IS 'The worker that ran it, or was to run it';
+COMMENT ON COLUMN pg_task.task_errors.parked IS 'Whether the task is parked now';
+
 CREATE VIEW pg_task.step_limits AS
     SELECT s.step, s.concurrency, pg_task.step_running(s.step) AS running,
            COALESCE((SELECT pg_catalog.sum(l.ready) FROM pg_task.lanes() AS l

@@ -60,7 +60,7 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT DELETE, UPDATE (queue, priority, step, wakeup_at, tried, error, options) ON pg_task.task TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.resume(uuid), pg_task.resume_at(uuid, timestamptz),
         pg_task.edit(uuid, jsonb, jsonb, boolean), pg_task.clone(uuid, timestamptz),
-        pg_task.cancel(uuid), pg_task.stop_workers(uuid), pg_task.claims(), pg_task.worker_states(),
+        pg_task.cancel(uuid), pg_task.set_retry(uuid, jsonb), pg_task.stop_workers(uuid), pg_task.claims(), pg_task.worker_states(),
         pg_task.scheduler_state(), pg_task.lanes(), pg_task.library_version(), pg_task.start_scheduler() TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
         pg_task.resume_all(text, text, text, interval, integer, integer, uuid[], integer, boolean),

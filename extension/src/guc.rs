@@ -25,6 +25,7 @@ pub static LOST_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(3);
 pub static HISTORY: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 86_400);
 pub static HISTORY_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
+pub static ERROR_HISTORY: GucSetting<i32> = GucSetting::<i32>::new(5);
 pub static MAX_STEP_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 /// The largest step, in bytes of its stored form.
@@ -208,6 +209,16 @@ pub fn define() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_task.error_history",
+        c"How many failures of a task are kept in its row, the last ones; 0 for none.",
+        c"See pg_task.task_errors. Takes effect on reload.",
+        &ERROR_HISTORY,
+        0,
+        100,
+        GucContext::Sighup,
+        flags(),
     );
     GucRegistry::define_int_guc(
         c"pg_task.max_step_size",

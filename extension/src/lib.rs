@@ -11,6 +11,7 @@ mod call;
 mod commit;
 mod edit;
 mod error;
+mod failure;
 mod guc;
 mod handout;
 mod history;

@@ -18,11 +18,31 @@ thread_local! {
         c"UPDATE pg_task.task AS t SET error = NULL WHERE t.id OPERATOR(pg_catalog.=) $1 AND t.error IS NOT NULL",
         &[pg_sys::UUIDOID],
     ) };
+    static SET_RETRY: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET options = CASE WHEN $2 IS NULL THEN t.options OPERATOR(pg_catalog.-) 'retry'::pg_catalog.text \
+            ELSE COALESCE(t.options, '{}') OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('retry', $2) END \
+          WHERE t.id OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::UUIDOID, pg_sys::JSONBOID],
+    ) };
     static CANCEL: Statement = const { Statement::new(
         c"DELETE FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) $1",
         &[pg_sys::UUIDOID],
     ) };
 }
+
+fn set_retry(call: &mut Call) -> Result<Option<Datum>, Error> {
+    produce::check_server()?;
+    let id = call.uuid(0, "id")?;
+    let arguments = [Some(spi::uuid(&id)), call.datum(1)];
+    let count = spi::connected(|spi| SET_RETRY.with(|statement| statement.run(spi, &arguments, false)).len());
+    Ok(Some(Datum::from(count > 0)))
+}
+sql_function!(
+    "set_retry_wrapper",
+    "pg_finfo_set_retry_wrapper",
+    set_retry,
+    "set_retry(id uuid, policy jsonb) RETURNS boolean"
+);
 
 fn resume(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;

@@ -1,6 +1,12 @@
 //! `options` of a task: which keys there are, and what each takes.
 
+use std::borrow::Cow;
+
+use pg_task_rules::Micros;
 use pg_task_rules::names::Group;
+use pg_task_rules::retry;
+use pg_task_rules::retry::Backoff;
+use pg_task_rules::retry::Policy;
 use pg_task_rules::traceparent::is_traceparent;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
@@ -23,9 +29,24 @@ struct Key {
 
 /// The keys, in the order of the alphabet.
 const KEYS: &[Key] = &[
+    Key {
+        name: "deadline",
+        takes: "a moment with its offset from UTC, such as \"2030-01-31T12:00:00Z\"",
+        check: |value| fits(moment(value), value),
+    },
     Key { name: "group", takes: "a text of 1 to 200 bytes", check: name },
     Key { name: "meta", takes: "an object", check: object },
+    Key {
+        name: "retry",
+        takes: "an object with the policy of its retries",
+        check: |value| policy(value).map(|_| ()),
+    },
     Key { name: "tags", takes: "an array of texts, none of them empty", check: tags },
+    Key {
+        name: "timeout",
+        takes: DURATION,
+        check: |value| fits(duration(value).filter(|&timeout| timeout > 0), value),
+    },
     Key { name: "traceparent", takes: "a W3C trace context", check: traceparent },
 ];
 
@@ -132,4 +153,112 @@ fn traceparent(value: &Value) -> Result<(), String> {
 
 fn object(value: &Value) -> Result<(), String> {
     if value.is_object() { Ok(()) } else { Err(format!("The value is {value}")) }
+}
+
+/// The policy in `options`, if there is one.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn policy_of(options: Datum) -> Policy {
+    // SAFETY: the caller's.
+    let options = unsafe { read(options) };
+    options.as_ref().and_then(|options| policy(options.get("retry")?).ok()).unwrap_or(Policy::NONE)
+}
+
+/// Reads a policy, or says what is wrong with it.
+fn policy(value: &Value) -> Result<Policy, String> {
+    const KNOWN: &str = "limit, delay, backoff, factor, max_delay, jitter, delays";
+    let Value::Object(keys) = value else { return Err(format!("The value is {value}")) };
+    let mut policy = Policy::NONE;
+    for (name, value) in keys {
+        let fits = match name.as_str() {
+            "limit" => {
+                value.as_i64().and_then(|limit| i32::try_from(limit).ok()).filter(|&limit| limit >= 0).map(
+                    |limit| {
+                        policy.limit = Some(limit);
+                    },
+                )
+            }
+            "delay" => duration(value).map(|delay| policy.delay = Some(delay)),
+            "max_delay" => duration(value).map(|longest| policy.max_delay = Some(longest)),
+            "backoff" => {
+                let backoff = match value.as_str() {
+                    Some("constant") => Some(Backoff::Constant),
+                    Some("exponential") => Some(Backoff::Exponential),
+                    _ => None,
+                };
+                backoff.map(|backoff| policy.backoff = backoff)
+            }
+            "factor" => value
+                .as_f64()
+                .filter(|factor| (1.0..=100.0).contains(factor))
+                .map(|factor| policy.factor = factor),
+            "jitter" => value
+                .as_f64()
+                .filter(|jitter| (0.0..=1.0).contains(jitter))
+                .map(|jitter| policy.jitter = jitter),
+            "delays" => value
+                .as_array()
+                .filter(|delays| (1..=100).contains(&delays.len()))
+                .and_then(|delays| delays.iter().map(duration).collect::<Option<Vec<Micros>>>())
+                .map(|delays| policy.delays = Cow::Owned(delays)),
+            _ => return Err(format!("\"{name}\" is none of {KNOWN}.")),
+        };
+        if fits.is_none() {
+            return Err(format!("\"{name}\" must be {}, not {value}.", takes(name)));
+        }
+    }
+    if policy.backoff == Backoff::Exponential && policy.delay.is_none() {
+        return Err("An exponential back-off needs a \"delay\" to begin with.".to_owned());
+    }
+    if !policy.delays.is_empty() && (policy.delay.is_some() || policy.backoff == Backoff::Exponential) {
+        return Err("\"delays\" stand instead of \"delay\" and \"backoff\".".to_owned());
+    }
+    Ok(policy)
+}
+
+/// What the keys of a policy take.
+fn takes(name: &str) -> &'static str {
+    match name {
+        "limit" => "a whole number of retries, 0 or more",
+        "backoff" => "\"constant\" or \"exponential\"",
+        "factor" => "a number from 1 to 100",
+        "jitter" => "a number from 0 to 1",
+        "delays" => "a list of 1 to 100 durations",
+        _ => DURATION,
+    }
+}
+
+/// What a duration is, for errors.
+const DURATION: &str =
+    "a number of seconds or a text such as \"1.5 s\", \"10 min\", \"2 h\", \"7 days\", at most 10 years";
+
+/// A duration: a number of seconds, or a text with its unit.
+fn duration(value: &Value) -> Option<Micros> {
+    match value {
+        Value::Number(number) => retry::from_seconds(number.as_f64()?),
+        Value::String(text) => retry::duration(text),
+        _ => None,
+    }
+}
+
+/// The moment of `deadline` in `options`, if there is one.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn deadline(options: Datum) -> Option<Micros> {
+    // SAFETY: the caller's.
+    moment(unsafe { read(options) }?.get("deadline")?)
+}
+
+/// A moment: a text with its offset from UTC, so that it means the same for everyone.
+fn moment(value: &Value) -> Option<Micros> {
+    /// 2000-01-01 in microseconds since 1970.
+    const START: Micros = 946_684_800_000_000;
+    let moment = chrono::DateTime::parse_from_rfc3339(value.as_str()?).ok()?;
+    moment.timestamp_micros().checked_sub(START)
+}
+
+fn fits<V>(read: Option<V>, value: &Value) -> Result<(), String> {
+    if read.is_some() { Ok(()) } else { Err(format!("The value is {value}")) }
 }

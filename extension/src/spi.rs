@@ -86,6 +86,17 @@ pub fn run_once(
     }
 }
 
+/// A statement's text made of literals.
+macro_rules! sql {
+    ($($part:expr),+ $(,)?) => {
+        match std::ffi::CStr::from_bytes_with_nul(concat!($($part),+, "\0").as_bytes()) {
+            Ok(sql) => sql,
+            Err(_) => panic!("a statement with a zero byte"),
+        }
+    };
+}
+pub(crate) use sql;
+
 /// Proof that SPI is connected.
 pub struct Connected(());
 

@@ -154,6 +154,12 @@ impl TaskTable {
         }
     }
 
+    /// Whether the table has every column of `Column`, and is not that of an older version.
+    pub fn has_all_columns(&self) -> bool {
+        // SAFETY: the relation is open.
+        unsafe { (*(*self.relation).rd_att).natts >= COLUMNS }
+    }
+
     /// Whether deletes may go below the executor: nothing of the user's is to be done with them.
     pub fn can_delete(&self) -> bool {
         const FOR_DELETE: i16 = 1 << 3;

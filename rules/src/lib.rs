@@ -11,6 +11,7 @@ pub mod due;
 pub mod inbox;
 pub mod names;
 pub mod place;
+pub mod retry;
 pub mod token;
 pub mod traceparent;
 

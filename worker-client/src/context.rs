@@ -75,6 +75,7 @@ impl Context {
     pub(crate) fn for_transaction(&self) -> Self {
         Self {
             shared: self.shared.clone(),
+            attempt: self.attempt.clone(),
             queue: self.queue.clone(),
             options: self.options.clone(),
             traceparent: self.traceparent.clone(),
@@ -173,10 +174,15 @@ impl Context {
         OwnOptions::of(self.options.as_ref())
     }
 
-    /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker. The step's result will be refused; a few
-    /// seconds later the step is dropped.
+    /// Cancelled when the task was deleted (`pg_task.cancel`) or handed to another worker: the step's result will be refused. Cancelled too when its
+    /// time is up: a result counts still. A few seconds later the step is dropped.
     pub fn cancellation(&self) -> &CancellationToken {
         self.control.token()
+    }
+
+    /// Waits until the step is to end: its task was cancelled or handed to another worker, or its time is up ([`crate::Step::TIMEOUT`]).
+    pub async fn cancelled(&self) {
+        self.cancellation().cancelled().await;
     }
 
     /// The application's state, as given to [`crate::Worker::with_state`].

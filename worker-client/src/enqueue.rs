@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::Result;
+use crate::RetryPolicy;
 use crate::Scheduler;
 pub use copy::enqueue_copy;
 use options::Options;
@@ -118,6 +119,24 @@ impl<'a> Enqueue<'a> {
     /// task whose step enqueues this one.
     pub const fn traceparent(mut self, traceparent: &'a str) -> Self {
         self.options.traceparent = Some(traceparent);
+        self
+    }
+
+    /// How long an attempt of each of its steps may take, instead of what their own code says ([`crate::Step::TIMEOUT`]).
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout.as_secs_f64());
+        self
+    }
+
+    /// The moment after which no step of the task is begun: it is parked instead.
+    pub const fn deadline(mut self, deadline: DateTime<Utc>) -> Self {
+        self.options.deadline = Some(deadline);
+        self
+    }
+
+    /// A policy of the task's own for its retries, instead of what its steps' own code says. An operator can change it: `pg_task.set_retry`.
+    pub const fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.options.retry = Some(policy);
         self
     }
 

@@ -53,6 +53,24 @@ macro_rules! task {
                 }
             }
 
+            fn retry_rule(&self) -> $crate::__private::RetryRule {
+                match self {
+                    $(Self::$variant(step) => $crate::__private::retry_rule(step),)*
+                }
+            }
+
+            fn timeout(&self) -> ::core::option::Option<::core::time::Duration> {
+                match self {
+                    $(Self::$variant(step) => $crate::__private::timeout(step),)*
+                }
+            }
+
+            fn give_up(self, error: &$crate::StepError) -> ::core::option::Option<$enum> {
+                match self {
+                    $(Self::$variant(step) => $crate::__private::give_up(step, error),)*
+                }
+            }
+
             fn steps(name: &str, out: &mut ::std::vec::Vec<$crate::__private::StepInfo>) {
                 $($crate::__private::steps_of::<_, _, $variant>(name, ::core::stringify!($variant), out);)*
             }

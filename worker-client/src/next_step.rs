@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::StepResult;
+use crate::retry::Snoozed;
 
 /// What a step ends in when it does not fail.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +30,12 @@ impl<T> NextStep<T> {
     /// Go on with `step` after a delay.
     pub fn delay(step: impl Into<T>, delay: Duration) -> StepResult<T> {
         Ok(Self::Delayed(step.into(), delay))
+    }
+
+    /// Not yet: the same step again after a delay, without an attempt being counted. It travels as an error, so that `?` passes it on; the
+    /// transaction of a transactional step is rolled back.
+    pub fn snooze(delay: Duration) -> StepResult<T> {
+        Err(Box::new(Snoozed(delay)))
     }
 
     /// The same with the step wrapped by a task.

@@ -16,6 +16,9 @@ use crate::Context;
 use crate::Enqueue;
 use crate::NextStep;
 use crate::Result;
+use crate::Retry;
+use crate::RetryPolicy;
+use crate::StepError;
 use crate::StepResult;
 use crate::Tx;
 use crate::error::BeginError;
@@ -61,12 +64,37 @@ where
     /// How long to wait before each retry.
     const RETRY_DELAY: Duration = Duration::from_secs(1);
 
+    /// How often and how long after each failure the step is tried again: [`Step::RETRY_LIMIT`] and [`Step::RETRY_DELAY`] unless it says
+    /// otherwise. A task can have a policy of its own instead: [`Enqueue::retry`].
+    const RETRY: RetryPolicy = RetryPolicy::constant(Self::RETRY_LIMIT, Self::RETRY_DELAY);
+
+    /// How long an attempt may take; for ever unless it says otherwise. A task can have a limit of its own instead: [`Enqueue::timeout`].
+    ///
+    /// Then the step's token is cancelled ([`Context::cancelled`]), and a few seconds later, if it still runs, the step is dropped at its next
+    /// point of waiting. The attempt has failed then; what it returns in time counts.
+    const TIMEOUT: Option<Duration> = None;
+
+    /// What is done about an attempt (from 1) that failed with this error: what [`Step::RETRY`] says unless it looks closer.
+    ///
+    /// A single error can say it itself: [`crate::non_retryable`], [`crate::retry_after`].
+    fn retry(attempt: i32, error: &StepError) -> Retry {
+        let _ = error;
+        Self::RETRY.after(attempt)
+    }
+
+    /// The step with which the task goes on instead of being parked: to undo, to tell someone. It is asked after every failure, before it
+    /// is known whether that was the last one, so it only makes the step. A task whose worker was lost too often is parked without it.
+    fn give_up(self, error: &StepError) -> Option<Task> {
+        let _ = error;
+        None
+    }
+
     /// Runs the step. A panic counts as an error.
     fn step(self, cx: &Cx) -> impl Future<Output = StepResult<Task>> + Send;
 
     /// [`Step::RETRY_LIMIT`] of the step at hand; not meant to be overridden.
     fn retry_limit(&self) -> i32 {
-        Self::RETRY_LIMIT
+        Self::RETRY.limit()
     }
 
     /// [`Step::RETRY_DELAY`] of the step at hand; not meant to be overridden.
@@ -80,10 +108,22 @@ where
         ["", ""]
     }
 
+    /// [`Step::TIMEOUT`] of the step at hand; written by the macros.
+    #[doc(hidden)]
+    fn timeout(&self) -> Option<Duration> {
+        Self::TIMEOUT
+    }
+
+    /// [`Step::retry`] of the step at hand; written by the macros.
+    #[doc(hidden)]
+    fn retry_rule(&self) -> RetryRule {
+        Self::retry
+    }
+
     /// The names of the steps below this one, for the worker's registration; written by the macros.
     #[doc(hidden)]
     fn steps(name: &str, out: &mut Vec<StepInfo>) {
-        out.push(StepInfo { name: name.to_owned(), retry_limit: Self::RETRY_LIMIT });
+        out.push(StepInfo { name: name.to_owned(), retry_limit: Self::RETRY.limit() });
     }
 }
 
@@ -175,13 +215,17 @@ impl fmt::Display for StepName {
     }
 }
 
+/// What is done about a failed attempt.
+#[doc(hidden)]
+pub type RetryRule = fn(i32, &StepError) -> Retry;
+
 /// A step's name as the server knows it, and its retries.
 #[doc(hidden)]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StepInfo {
     /// `Task/Step`.
     pub name: String,
-    /// [`Step::RETRY_LIMIT`].
+    /// That of [`Step::RETRY`].
     pub retry_limit: i32,
 }
 
@@ -209,6 +253,24 @@ pub fn retry_delay<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> Dur
 #[doc(hidden)]
 pub fn variant<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> &'static str {
     step.variant()[0]
+}
+
+#[doc(hidden)]
+pub fn timeout<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> Option<Duration> {
+    step.timeout()
+}
+
+#[doc(hidden)]
+pub fn retry_rule<Inner, Cx: StepArgument, S: Step<Inner, Cx>>(step: &S) -> RetryRule {
+    step.retry_rule()
+}
+
+#[doc(hidden)]
+pub fn give_up<Outer, Inner: Into<Outer>, Cx: StepArgument, S: Step<Inner, Cx>>(
+    step: S,
+    error: &StepError,
+) -> Option<Outer> {
+    step.give_up(error).map(Into::into)
 }
 
 #[doc(hidden)]

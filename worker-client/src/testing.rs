@@ -261,7 +261,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         };
         self.run("SAVEPOINT pg_task_step").await?;
         let mut tried = trial.run::<T>(&self.shared).await;
-        if matches!(tried, Tried::Retry(_) | Tried::Parked(_)) {
+        if matches!(tried, Tried::Instead(_) | Tried::Parked(_) | Tried::Retry(_)) {
             self.run("ROLLBACK TO SAVEPOINT pg_task_step").await?;
         } else if let Err(error) = self.run("RELEASE SAVEPOINT pg_task_step").await {
             // A statement failed whose error the step swallowed. A worker would go on; here nothing can.
@@ -274,6 +274,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
 
     /// The transition, as the server writes it.
     async fn write(&self, id: Uuid, tried: Tried) -> Result<()> {
+        let counts = !matches!(tried, Tried::Snoozed(_));
         let (step, delay, error) = match tried {
             Tried::Done => {
                 let delete = sqlx::query("DELETE FROM pg_task.task WHERE id = $1").bind(id);
@@ -281,18 +282,20 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
                 return Ok(());
             }
             Tried::Next(step, delay) => (Some(step), Some(delay), None),
-            Tried::Retry(delay) => (None, Some(delay), None),
+            Tried::Instead(step) => (Some(step), Some(0), None),
+            Tried::Retry(delay) | Tried::Snoozed(delay) => (None, Some(delay), None),
             Tried::Parked(error) => (None, None, Some(error)),
         };
         sqlx::query(
             "UPDATE pg_task.task SET step = coalesce($2, step), wakeup_at = now() + coalesce($3, interval '0'), error = $4,
-                 tried = CASE WHEN $2 IS NULL THEN tried + 1 ELSE 0 END, fence = fence + 1, updated_at = now()
+                 tried = CASE WHEN $2 IS NULL THEN tried + $5::integer ELSE 0 END, fence = fence + 1, updated_at = now()
              WHERE id = $1",
         )
         .bind(id)
         .bind(step)
         .bind(delay.map(|delay| interval(micros(delay))))
         .bind(error)
+        .bind(i32::from(counts))
         .execute(self.db())
         .await
         .map_err(|error| failed(error, "write what a step ended in"))?;

@@ -14,6 +14,7 @@ use pg_task_rules::names::Group;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
@@ -26,10 +27,12 @@ use super::unsettled;
 use super::written;
 use crate::background;
 use crate::jsonb;
+use crate::options;
 use crate::shmem;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
+use crate::spi::Statement;
 use crate::task_table::Column;
 use crate::task_table::TaskRow;
 use crate::task_table::TaskTable;
@@ -71,8 +74,34 @@ pub struct InWriting {
     pub fence: i64,
     /// The step.
     pub kind: Kind,
+    /// Where the row was.
+    pub place: Place,
     /// The task's own settings, a `jsonb`.
     pub options: Option<Datum>,
+}
+
+/// A claim of a task that is not to be begun any more.
+struct Overdue {
+    claim: Claim,
+    fence: i64,
+    deadline: Micros,
+    /// When to look at it again, if its row cannot be written.
+    again: Hint,
+}
+
+thread_local! {
+    // Nobody waits here for a user's open transaction.
+    static PARK_OVERDUE: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET fence = t.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now(), \
+            locked_by = NULL, locked_at = NULL, \
+            error = pg_catalog.format('the task was not begun before its deadline, %s', d.deadline) \
+          FROM unnest($1, $2, $3) AS d (id, fence, deadline) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
+            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT f.id FROM pg_task.task AS f WHERE f.id OPERATOR(pg_catalog.=) ANY ($1) FOR UPDATE SKIP LOCKED)) \
+          RETURNING t.id",
+        &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID, pg_sys::TIMESTAMPTZARRAYOID],
+    ) };
 }
 
 /// One call's hand-out while it is put together.
@@ -87,6 +116,8 @@ struct HandOut<'a> {
     limited: Vec<Kind>,
     /// Tasks whose claims are written into their rows before they are handed out.
     in_writing: Vec<InWriting>,
+    /// Tasks whose deadlines have passed.
+    overdue: Vec<Overdue>,
     noted: Vec<(Claim, ClaimedRow)>,
     rejected: Vec<(Claim, Not)>,
     bytes: usize,
@@ -105,6 +136,7 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
         leaving,
         limited: Vec::new(),
         in_writing: Vec::new(),
+        overdue: Vec::new(),
         noted: Vec::new(),
         rejected: Vec::new(),
         bytes: 0,
@@ -139,6 +171,10 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
     }
     if let Some(table) = table {
         table.close();
+    }
+    if !hand_out.overdue.is_empty() {
+        hand_out.park_overdue(spi);
+        hand_out.settle();
     }
     if !hand_out.in_writing.is_empty() {
         claimed.count += hand_out.claim_in_writing(spi, output);
@@ -208,6 +244,16 @@ impl HandOut<'_> {
             self.rejected.push((claim, not));
             return false;
         }
+        // SAFETY: the column is a jsonb, and the row stays in its buffer.
+        let deadline = task.options.and_then(|options| unsafe { options::deadline(options) });
+        if let Some(deadline) = deadline.filter(|&deadline| deadline < background::now()) {
+            let queue = self.queues.iter().find(|(queue, _)| *queue == taken.queue);
+            let queue = queue.map_or(QueueName::EMPTY, |(_, name)| *name);
+            let due = background::now() + written::BUSY;
+            let again = Hint { due, id: claim.id, priority: taken.priority, queue };
+            self.overdue.push(Overdue { claim, fence: task.fence, deadline, again });
+            return false;
+        }
         if self.limited.contains(&kind) {
             let (now, leaving) = (background::now(), &self.leaving);
             if !self.slot.with_board(|board| board.admit(&claim, kind, now, leaving)) {
@@ -222,7 +268,7 @@ impl HandOut<'_> {
             // The row leaves its buffer before it is written.
             // SAFETY: the column is a jsonb.
             let options = task.options.map(|options| unsafe { jsonb::copy(options) });
-            self.in_writing.push(InWriting { claim, fence: task.fence, kind, options });
+            self.in_writing.push(InWriting { claim, fence: task.fence, kind, place, options });
             return false;
         }
         let noted = ClaimedRow { fence: task.fence, kind, place, counted: false };
@@ -286,6 +332,23 @@ impl HandOut<'_> {
             self.bytes += unsafe { pg_sys::toast_raw_datum_size(options) };
         }
         output.task(task);
+    }
+
+    /// Parks the tasks whose deadlines have passed. A row that someone is changing is looked at again.
+    fn park_overdue(&mut self, spi: &Connected) {
+        let overdue = std::mem::take(&mut self.overdue);
+        let mut deadlines: Vec<Datum> = overdue.iter().map(|overdue| Datum::from(overdue.deadline)).collect();
+        let arguments = [
+            spi::uuid_array(overdue.iter().map(|overdue| &overdue.claim.id)),
+            spi::int8_array(overdue.iter().map(|overdue| overdue.fence)),
+            spi::array(&mut deadlines, spi::ElementType::Timestamp),
+        ];
+        let rows = PARK_OVERDUE.with(|statement| statement.run(spi, &arguments, false));
+        let parked: Vec<TaskId> = (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect();
+        for Overdue { claim, again, .. } in overdue {
+            let not = if parked.contains(&claim.id) { Not::Runnable } else { Not::Here(again) };
+            self.rejected.push((claim, not));
+        }
     }
 
     /// Counts the attempts of tasks that may have taken the server or their worker down, then hands them out.

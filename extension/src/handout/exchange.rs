@@ -63,7 +63,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     if !(0..=MAX_WANT).contains(&want) {
         return Err(Error::OutOfRange { name: "want", low: 0, high: MAX_WANT, got: want });
     }
-    let results = results::read(call)?;
+    let mut results = results::read(call)?;
     let registration = call.datum(9).map(|datum| datum.value() as i64);
     let mut output = output(call);
 
@@ -86,7 +86,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 
     spi::connected(|spi| {
-        let (left, _) = results::write(slot, &worker_id, spi, &results, &held, room, &mut output);
+        let (left, _) = results::write(slot, &worker_id, spi, &mut results, &held, room, &mut output);
         if let Some((caller, _)) = caller.filter(|_| room > 0) {
             let claimed = claim::claim(slot, spi, &caller, left, &mut output);
             if claimed.more {
@@ -118,7 +118,7 @@ fn finish(call: &mut Call) -> Result<Option<Datum>, Error> {
     })?;
     let mut output = Output::Packed(Packed::new());
     let (_, refused) =
-        spi::connected(|spi| results::write(slot, &worker_id, spi, &[result], &[held], 0, &mut output));
+        spi::connected(|spi| results::write(slot, &worker_id, spi, &mut [result], &[held], 0, &mut output));
     Ok(Some(Datum::from(refused == 0)))
 }
 sql_function!(

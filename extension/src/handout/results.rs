@@ -12,6 +12,7 @@ use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
+use pg_task_rules::retry::Policy;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use rustc_hash::FxBuildHasher;
@@ -23,6 +24,8 @@ use super::output::Output;
 use super::unsettled;
 use crate::call::Call;
 use crate::error::Error;
+use crate::failure;
+use crate::failure::Failing;
 use crate::history;
 use crate::history::Done;
 use crate::history::Ended;
@@ -34,9 +37,37 @@ use crate::spi;
 use crate::spi::Connected;
 use crate::spi::ElementType;
 use crate::spi::Statement;
+use crate::spi::sql;
 use crate::task_table::Deleted;
 use crate::task_table::TaskTable;
 use crate::task_table::place_of;
+
+const UPDATE_TYPES: &[pg_sys::Oid] = &[
+    pg_sys::UUIDARRAYOID,
+    pg_sys::INT8ARRAYOID,
+    pg_sys::JSONBARRAYOID,
+    pg_sys::TIMESTAMPTZARRAYOID,
+    pg_sys::TEXTARRAYOID,
+    pg_sys::INT4ARRAYOID,
+    pg_sys::TEXTARRAYOID,
+];
+
+// A next step that is due now keeps its wakeup_at, so that no indexed column changes and the update stays on its page.
+macro_rules! update {
+    ($errors:literal) => {
+        sql!(
+            "UPDATE pg_task.task AS t SET \
+                step = COALESCE(d.step, t.step), wakeup_at = COALESCE(d.wakeup_at, t.wakeup_at), error = d.error,",
+            $errors,
+            " tried = CASE WHEN d.step IS NOT NULL THEN 0 ELSE t.tried OPERATOR(pg_catalog.+) COALESCE(d.add, \
+                    CASE WHEN t.locked_at OPERATOR(pg_catalog.=) t.updated_at THEN 0 ELSE 1 END) END, \
+                fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
+              FROM unnest($1, $2, $3, $4, $5, $6, $7) AS d (id, fence, step, wakeup_at, error, add, errors) \
+              WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
+              RETURNING t.id, t.fence, t.queue, t.priority, t.ctid"
+        )
+    };
+}
 
 thread_local! {
     static DELETE: Statement = const { Statement::new(
@@ -48,27 +79,16 @@ thread_local! {
         c"SELECT t.id, t.step FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) ANY ($1)",
         &[pg_sys::UUIDARRAYOID],
     ) };
-    // A next step that is due now keeps its wakeup_at, so that no indexed column changes and the update stays on its page.
     static UPDATE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET \
-            step = COALESCE(d.step, t.step), wakeup_at = COALESCE(d.wakeup_at, t.wakeup_at), error = d.error, \
-            tried = CASE WHEN d.step IS NOT NULL THEN 0 ELSE t.tried OPERATOR(pg_catalog.+) COALESCE(d.add, \
-                CASE WHEN t.locked_at OPERATOR(pg_catalog.=) t.updated_at THEN 0 ELSE 1 END) END, \
-            fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
-          FROM unnest($1, $2, $3, $4, $5, $6) AS d (id, fence, step, wakeup_at, error, add) \
-          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
-          RETURNING t.id, t.fence, t.queue, t.priority, t.ctid",
-        &[
-            pg_sys::UUIDARRAYOID,
-            pg_sys::INT8ARRAYOID,
-            pg_sys::JSONBARRAYOID,
-            pg_sys::TIMESTAMPTZARRAYOID,
-            pg_sys::TEXTARRAYOID,
-            pg_sys::INT4ARRAYOID,
-        ],
+        update!(""),
+        UPDATE_TYPES,
+    ) };
+    // The table of an older version has no column for the last errors: they are named only where there are some.
+    static UPDATE_ERRORS: Statement = const { Statement::new(
+        update!(" errors = COALESCE(d.errors::pg_catalog.jsonb, t.errors),"),
+        UPDATE_TYPES,
     ) };
 }
-
 /// What a step ended in. The numbers are those of the protocol.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -78,16 +98,22 @@ pub enum Outcome {
     Next(Datum),
     /// 2: the next step, at a moment.
     NextAt(Datum, Micros),
-    /// 3: failed; again at a moment.
-    Retry(Micros),
-    /// 4: failed for good.
-    Park(String),
+    /// 3: failed; again at a moment, unless the task's own policy says otherwise. 10: at exactly this moment, if there is another attempt.
+    Retry { due: Micros, exact: bool, error: Option<String>, give_up: Option<Datum> },
+    /// 4: failed for good: parked, unless there is a step to go on with instead.
+    Park { error: String, give_up: Option<Datum> },
     /// 5: not run.
     Release,
     /// 6: the worker does not know the step.
     Unknown,
     /// 7: the step does not deserialise.
     Broken(String),
+    /// 8: failed, and the step's own code has no retry left: the task's own policy may have some.
+    GiveUp { error: String, give_up: Option<Datum>, due: Option<Micros> },
+    /// 9: not yet; again at a moment, without an attempt.
+    Snooze(Micros),
+    /// What is made of 3, 4 or 8 when the task goes on with another step instead of being parked.
+    Instead(Datum),
 }
 
 /// A result as the worker brought it.
@@ -147,12 +173,24 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
             0 => Outcome::Done,
             1 => Outcome::Next(step()?),
             2 => Outcome::NextAt(step()?, delay()?),
-            3 => Outcome::Retry(delay()?),
-            4 => Outcome::Park(error()?),
+            3 | 10 => Outcome::Retry {
+                due: delay()?,
+                exact: code == 10,
+                // SAFETY: declared as text[].
+                error: at(&errors, index).map(|error| unsafe { spi::text_from(error) }),
+                give_up: at(&steps, index),
+            },
+            4 => Outcome::Park { error: error()?, give_up: at(&steps, index) },
             5 => Outcome::Release,
             6 => Outcome::Unknown,
             7 => Outcome::Broken(error()?),
-            got => return Err(Error::OutOfRange { name: "outcomes", low: 0, high: 7, got }),
+            8 => Outcome::GiveUp {
+                error: error()?,
+                give_up: at(&steps, index),
+                due: at(&delays, index).map(|delay| due_after(delay.value() as i64)).transpose()?,
+            },
+            9 => Outcome::Snooze(delay()?),
+            got => return Err(Error::OutOfRange { name: "outcomes", low: 0, high: 10, got }),
         };
         results.push(StepResult {
             id,
@@ -193,11 +231,20 @@ fn due_after(delay: i64) -> Result<Micros, Error> {
 
 /// A next step that cannot be stored parks its task with the reason; the rest of the call goes on.
 fn valid(outcome: Outcome) -> Outcome {
-    let (Outcome::Next(step) | Outcome::NextAt(step, _)) = &outcome else { return outcome };
+    let (Outcome::Next(step)
+    | Outcome::NextAt(step, _)
+    | Outcome::Retry { give_up: Some(step), .. }
+    | Outcome::Park { give_up: Some(step), .. }
+    | Outcome::GiveUp { give_up: Some(step), .. }) = &outcome
+    else {
+        return outcome;
+    };
     // SAFETY: declared as jsonb[].
     match unsafe { jsonb::check(*step) } {
         Ok(()) => outcome,
-        Err(error) => Outcome::Park(format!("the next step was not stored: {error}")),
+        Err(error) => {
+            Outcome::Park { error: format!("the next step was not stored: {error}"), give_up: None }
+        }
     }
 }
 
@@ -207,7 +254,7 @@ pub fn write(
     slot: Slot,
     worker: &WorkerId,
     spi: &Connected,
-    results: &[StepResult],
+    results: &mut [StepResult],
     held: &[Option<Entry>],
     room: u32,
     output: &mut Output,
@@ -215,12 +262,15 @@ pub fn write(
     if results.is_empty() {
         return (room, 0);
     }
+    let errors = decide(worker, results, held);
+    let results = &*results;
     let mut writer = Writer {
         slot,
         worker: *worker,
         spi,
         results,
         held,
+        errors,
         room,
         written: vec![false; results.len()],
         ends: Vec::with_capacity(results.len()),
@@ -256,6 +306,8 @@ struct Writer<'a> {
     spi: &'a Connected,
     results: &'a [StepResult],
     held: &'a [Option<Entry>],
+    /// Of results that are failures: their rows' column `errors`. Empty when none is.
+    errors: Vec<Option<String>>,
     room: u32,
     /// Which results were accepted.
     written: Vec<bool>,
@@ -379,7 +431,7 @@ impl Writer<'_> {
         }
         let (slot, results, held) = (self.slot, self.results, self.held);
         let mut went_on = self.go_on(updates);
-        let rows = (!updates.is_empty()).then(|| update(self.spi, results, held, updates));
+        let rows = (!updates.is_empty()).then(|| update(self.spi, results, held, &self.errors, updates));
         let rows_by_id = rows.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)));
         let by_id: FxHashMap<TaskId, (&spi::Rows, usize)> =
             rows_by_id.filter_map(|(rows, row)| Some((rows.uuid(row, 1)?, (rows, row)))).collect();
@@ -411,7 +463,7 @@ impl Writer<'_> {
                         *room -= 1;
                         End::Advance(Advance { token: board.next_token(), fence, place })
                     }
-                    Outcome::Next(_) if held[index].is_some() => End::Back,
+                    Outcome::Next(_) | Outcome::Instead(_) if held[index].is_some() => End::Back,
                     _ => End::Over,
                 };
                 ends.push((index, end));
@@ -424,8 +476,8 @@ impl Writer<'_> {
             }
             self.accept(index, end);
             let due = match &result.outcome {
-                Outcome::NextAt(_, due) | Outcome::Retry(due) => *due,
-                Outcome::Next(_) if held[index].is_none() => spi::transaction_time(),
+                Outcome::NextAt(_, due) | Outcome::Retry { due, .. } | Outcome::Snooze(due) => *due,
+                Outcome::Next(_) | Outcome::Instead(_) if held[index].is_none() => spi::transaction_time(),
                 _ => continue,
             };
             let Some(&(rows, row)) = by_id.get(&result.id) else { continue };
@@ -455,29 +507,36 @@ impl Writer<'_> {
     }
 }
 
-fn update(spi: &Connected, results: &[StepResult], held: &[Option<Entry>], updates: &[usize]) -> spi::Rows {
+fn update(
+    spi: &Connected,
+    results: &[StepResult],
+    held: &[Option<Entry>],
+    errors_after: &[Option<String>],
+    updates: &[usize],
+) -> spi::Rows {
     let chosen = || updates.iter().map(|&index| &results[index]);
     let steps = chosen().map(|result| match &result.outcome {
-        Outcome::Next(step) | Outcome::NextAt(step, _) => Some(*step),
+        Outcome::Next(step) | Outcome::NextAt(step, _) | Outcome::Instead(step) => Some(*step),
         _ => None,
     });
     let due = chosen().map(|result| match &result.outcome {
-        Outcome::NextAt(_, due) | Outcome::Retry(due) => spi::int(*due),
-        Outcome::Park(_) | Outcome::Broken(_) => spi::int(spi::transaction_time()),
+        Outcome::NextAt(_, due) | Outcome::Retry { due, .. } | Outcome::Snooze(due) => spi::int(*due),
+        Outcome::Park { .. } | Outcome::Broken(_) => spi::int(spi::transaction_time()),
         _ => None,
     });
     let errors = chosen().map(|result| match &result.outcome {
-        Outcome::Park(error) | Outcome::Broken(error) => spi::text(error),
+        Outcome::Park { error, .. } | Outcome::Broken(error) => spi::text(error),
         _ => None,
     });
     let add = updates.iter().map(|&index| {
         // Of a claim that memory does not know, the row tells whether the attempt was counted when it was made: it was changed and
         // locked at one moment then.
         match results[index].outcome {
-            Outcome::Retry(_) | Outcome::Park(_) => spi::int(i32::from(!held[index]?.is_counted())),
+            Outcome::Retry { .. } | Outcome::Park { .. } => spi::int(i32::from(!held[index]?.is_counted())),
             _ => spi::int(0),
         }
     });
+    let after = |index: &usize| errors_after.get(*index)?.as_deref().and_then(spi::text);
     let arguments = [
         spi::uuid_array(chosen().map(|result| &result.id)),
         spi::int8_array(chosen().map(|result| result.fence)),
@@ -485,8 +544,81 @@ fn update(spi: &Connected, results: &[StepResult], held: &[Option<Entry>], updat
         spi::nullable_array(due, ElementType::Timestamp),
         spi::nullable_array(errors, ElementType::Text),
         spi::nullable_array(add, ElementType::Int4),
+        spi::nullable_array(updates.iter().map(after), ElementType::Text),
     ];
-    UPDATE.with(|statement| statement.run(spi, &arguments, false))
+    let statement = if updates.iter().any(|index| after(index).is_some()) { &UPDATE_ERRORS } else { &UPDATE };
+    statement.with(|statement| statement.run(spi, &arguments, false))
+}
+
+/// Decides what becomes of failures: the worker has said what its code wants, the row what its task wants. Returns what is to be in the
+/// column `errors` of each then; nothing when there is no failure.
+fn decide(worker: &WorkerId, results: &mut [StepResult], held: &[Option<Entry>]) -> Vec<Option<String>> {
+    let is_failure = |outcome: &Outcome| {
+        matches!(
+            outcome,
+            Outcome::Retry { .. } | Outcome::Park { .. } | Outcome::GiveUp { .. } | Outcome::Broken(_)
+        )
+    };
+    if !results.iter().any(|result| is_failure(&result.outcome)) {
+        return Vec::new();
+    }
+    let mut errors = vec![None; results.len()];
+    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    for (index, result) in results.iter_mut().enumerate().filter(|(_, result)| is_failure(&result.outcome)) {
+        let place = held[index].map_or(Place::UNKNOWN, |held| held.place);
+        // Without the row there is nothing to decide: the result will be refused.
+        let Some(row) = Failing::read(&mut table, &result.id, place, result.fence) else {
+            if let Outcome::GiveUp { error, give_up, .. } = &result.outcome {
+                result.outcome = Outcome::Park { error: error.clone(), give_up: *give_up };
+            }
+            continue;
+        };
+        let is_counted = held[index].map_or(row.is_counted, |held| held.is_counted());
+        let attempt = row.tried.saturating_add(i32::from(!is_counted));
+        let error = match &result.outcome {
+            Outcome::Retry { error, .. } => error.as_deref(),
+            Outcome::Park { error, .. } | Outcome::Broken(error) | Outcome::GiveUp { error, .. } => {
+                Some(&**error)
+            }
+            _ => None,
+        };
+        errors[index] = row.errors_after(attempt, error, worker);
+        result.outcome = decided(&row.policy, attempt, &result.outcome);
+    }
+    table.close();
+    errors
+}
+
+/// What a failure comes to under the task's own policy.
+fn decided(policy: &Policy, attempt: i32, outcome: &Outcome) -> Outcome {
+    let parked = |error: String, give_up: &Option<Datum>| match give_up {
+        Some(step) => Outcome::Instead(*step),
+        None => Outcome::Park { error, give_up: None },
+    };
+    let own = || {
+        policy.delay(attempt, failure::random()).map(|delay| spi::transaction_time().saturating_add(delay))
+    };
+    match outcome {
+        Outcome::Retry { error, give_up, .. } if policy.limit().is_some_and(|limit| attempt > limit) => {
+            parked(
+                error.clone().unwrap_or_else(|| "the step failed, and has no retry left".to_owned()),
+                give_up,
+            )
+        }
+        Outcome::Retry { due, exact, .. } => {
+            let due = if *exact { *due } else { own().unwrap_or(*due) };
+            Outcome::Retry { due, exact: true, error: None, give_up: None }
+        }
+        Outcome::GiveUp { due, .. } if policy.limit().is_some_and(|limit| attempt <= limit) => {
+            const DELAY: Micros = 1_000_000;
+            let due = own().or(*due).unwrap_or(spi::transaction_time().saturating_add(DELAY));
+            Outcome::Retry { due, exact: true, error: None, give_up: None }
+        }
+        Outcome::GiveUp { error, give_up, .. } | Outcome::Park { error, give_up } => {
+            parked(error.clone(), give_up)
+        }
+        outcome => outcome.clone(),
+    }
 }
 
 /// Which step follows.

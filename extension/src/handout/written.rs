@@ -15,33 +15,54 @@ use rustc_hash::FxHashMap;
 use super::claim::InWriting;
 use super::output::Task;
 use crate::background;
+use crate::failure::Failing;
 use crate::guc;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::Rows;
 use crate::spi::Statement;
+use crate::spi::sql;
+use crate::task_table::TaskTable;
 use crate::task_table::place_of;
 
 /// A row that someone else is changing is looked at again after this time.
-const BUSY: Micros = 200_000;
+pub const BUSY: Micros = 200_000;
+
+const WRITE_TYPES: &[pg_sys::Oid] = &[
+    pg_sys::UUIDARRAYOID,
+    pg_sys::INT8ARRAYOID,
+    pg_sys::INT4ARRAYOID,
+    pg_sys::UUIDOID,
+    pg_sys::TEXTARRAYOID,
+];
+
+macro_rules! write {
+    ($errors:literal) => {
+        sql!(
+            "UPDATE pg_task.task AS t SET \
+                tried = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN t.tried OPERATOR(pg_catalog.+) 1 ELSE t.tried END, \
+                fence = t.fence OPERATOR(pg_catalog.+) 1, \
+                updated_at = pg_catalog.now(), ",
+            $errors,
+            "   locked_by = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN $4 END, \
+                locked_at = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN pg_catalog.now() END, \
+                error = CASE WHEN t.tried OPERATOR(pg_catalog.>=) d.retries \
+                    THEN pg_catalog.format('the worker or the server was lost while it ran this step (attempt %s)', t.tried) END \
+              FROM unnest($1, $2, $3, $5) AS d (id, fence, retries, errors) \
+              WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
+                AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                    SELECT f.id FROM pg_task.task AS f WHERE f.id OPERATOR(pg_catalog.=) ANY ($1) FOR UPDATE SKIP LOCKED)) \
+              RETURNING t.id, t.fence, t.error IS NULL, t.tried, t.wakeup_at, t.queue, t.step, t.ctid"
+        )
+    };
+}
 
 thread_local! {
     // Nobody waits here for a user's open transaction: a row that is locked comes back later.
-    static WRITE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET \
-            tried = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN t.tried OPERATOR(pg_catalog.+) 1 ELSE t.tried END, \
-            fence = t.fence OPERATOR(pg_catalog.+) 1, \
-            updated_at = pg_catalog.now(), \
-            locked_by = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN $4 END, \
-            locked_at = CASE WHEN t.tried OPERATOR(pg_catalog.<) d.retries THEN pg_catalog.now() END, \
-            error = CASE WHEN t.tried OPERATOR(pg_catalog.>=) d.retries \
-                THEN pg_catalog.format('the worker or the server was lost while it ran this step (attempt %s)', t.tried) END \
-          FROM unnest($1, $2, $3) AS d (id, fence, retries) \
-          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
-            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
-                SELECT f.id FROM pg_task.task AS f WHERE f.id OPERATOR(pg_catalog.=) ANY ($1) FOR UPDATE SKIP LOCKED)) \
-          RETURNING t.id, t.fence, t.error IS NULL, t.tried, t.wakeup_at, t.queue, t.step, t.ctid",
-        &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID, pg_sys::INT4ARRAYOID, pg_sys::UUIDOID],
+    static WRITE: Statement = const { Statement::new(write!(""), WRITE_TYPES) };
+    static WRITE_ERRORS: Statement = const { Statement::new(
+        write!("errors = CASE WHEN t.tried OPERATOR(pg_catalog.>=) d.retries THEN d.errors::pg_catalog.jsonb ELSE t.errors END,"),
+        WRITE_TYPES,
     ) };
     static LOOK: Statement = const { Statement::new(
         c"SELECT t.id, t.queue, t.priority FROM pg_task.task AS t \
@@ -67,7 +88,7 @@ pub struct WrittenRows {
     busy: FxHashMap<TaskId, Hint>,
 }
 
-/// Writes the claims down. `retry_limit` tells how often a step's worker would retry it.
+/// Writes the claims down. `retry_limit` tells how often a step's worker would retry it, where the task itself does not say.
 pub fn write(
     spi: &Connected,
     worker: &WorkerId,
@@ -76,15 +97,33 @@ pub fn write(
 ) -> WrittenRows {
     let lost_limit = guc::LOST_LIMIT.get();
     // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
-    let retries =
-        chosen.iter().map(|claim| spi::int(retry_limit(&claim.kind).max(lost_limit).saturating_add(1)));
+    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let rows: Vec<Option<Failing>> = chosen
+        .iter()
+        .map(|chosen| Failing::read(&mut table, &chosen.claim.id, chosen.place, chosen.fence))
+        .collect();
+    table.close();
+    let retries = chosen.iter().zip(&rows).map(|(chosen, row)| {
+        let own = row.as_ref().and_then(|row| row.policy.limit());
+        spi::int(own.unwrap_or_else(|| retry_limit(&chosen.kind)).max(lost_limit).saturating_add(1))
+    });
+    let errors: Vec<Option<Datum>> = rows
+        .iter()
+        .map(|row| {
+            let row = row.as_ref()?;
+            let error = "the worker or the server was lost while it ran this step";
+            row.errors_after(row.tried, Some(error), worker).as_deref().and_then(spi::text)
+        })
+        .collect();
+    let statement = if errors.iter().any(Option::is_some) { &WRITE_ERRORS } else { &WRITE };
     let arguments = [
         spi::uuid_array(chosen.iter().map(|chosen| &chosen.claim.id)),
         spi::int8_array(chosen.iter().map(|chosen| chosen.fence)),
         spi::nullable_array(retries, spi::ElementType::Int4),
         Some(spi::uuid(worker)),
+        spi::nullable_array(errors.into_iter(), spi::ElementType::Text),
     ];
-    let rows = WRITE.with(|statement| statement.run(spi, &arguments, false));
+    let rows = statement.with(|statement| statement.run(spi, &arguments, false));
     let by_id: FxHashMap<TaskId, usize> =
         (0..rows.len()).filter_map(|row| Some((rows.uuid(row, 1)?, row))).collect();
     let left: Vec<&TaskId> =

@@ -11,11 +11,14 @@ use pg_task_rules::board::Entry;
 use pg_task_rules::token;
 use pgrx::pg_sys;
 
+use crate::failure::Failing;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::ElementType;
 use crate::spi::Statement;
+use crate::spi::sql;
+use crate::task_table::TaskTable;
 use crate::uuid7;
 
 const UUIDS: pg_sys::Oid = pg_sys::UUIDARRAYOID;
@@ -26,22 +29,32 @@ const TIMES: pg_sys::Oid = pg_sys::TIMESTAMPTZARRAYOID;
 /// Claims that are written down in one statement.
 const WRITE_BATCH: usize = 1_000;
 
+const LOSE_TYPES: &[pg_sys::Oid] = &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID, pg_sys::TEXTARRAYOID];
+
+macro_rules! lose {
+    ($errors:literal) => {
+        sql!(
+            "UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) d.add, ",
+            $errors,
+            "   fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now(), \
+                error = CASE WHEN t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
+                    THEN pg_catalog.format('the worker was lost while it ran this step (attempt %s, worker %s)', \
+                        t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
+              FROM unnest($1, $2, $3, $4, $6) AS d (id, fence, retries, add, errors) \
+              WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
+                AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                    SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
+                      ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
+                    FOR UPDATE OF f SKIP LOCKED)) \
+              RETURNING t.id"
+        )
+    };
+}
+
 thread_local! {
-    static LOSE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) d.add, \
-            fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now(), \
-            error = CASE WHEN t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
-                THEN pg_catalog.format('the worker was lost while it ran this step (attempt %s, worker %s)', \
-                    t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
-          FROM unnest($1, $2, $3, $4) AS d (id, fence, retries, add) \
-          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
-            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
-                SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
-                  ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
-                FOR UPDATE OF f SKIP LOCKED)) \
-          RETURNING t.id",
-        &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID],
-    ) };
+    static LOSE: Statement = const { Statement::new(lose!(""), LOSE_TYPES) };
+    static LOSE_ERRORS: Statement =
+        const { Statement::new(lose!("errors = COALESCE(d.errors::pg_catalog.jsonb, t.errors),"), LOSE_TYPES) };
     // What LOSE has passed over although the row is the one that was claimed: someone holds its lock.
     static LOCKED: Statement = const { Statement::new(
         c"SELECT t.id FROM unnest($1, $2) AS d (id, fence) JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) d.id \
@@ -91,15 +104,34 @@ pub fn kept_epoch(spi: &Connected) -> i64 {
 /// Nobody waits here for a user's open transaction: returns the tasks whose rows are locked, for another try.
 pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_limit: i32) -> HashSet<TaskId> {
     let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.fence >= 0).collect();
-    let limit = |claim: &&Entry| i64::from(claim.retry_limit.max(lost_limit));
+    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let rows: Vec<Option<Failing>> =
+        claims.iter().map(|claim| Failing::read(&mut table, &claim.id, claim.place, claim.fence)).collect();
+    table.close();
+    let limits = claims.iter().zip(&rows).map(|(claim, row)| {
+        let own = row.as_ref().and_then(|row| row.policy.limit());
+        i64::from(own.unwrap_or(claim.retry_limit).max(lost_limit))
+    });
+    let errors: Vec<Option<pg_sys::Datum>> = claims
+        .iter()
+        .zip(&rows)
+        .map(|(claim, row)| {
+            let row = row.as_ref()?;
+            let attempt = row.tried.saturating_add(i32::from(!claim.is_counted()));
+            let error = "the worker was lost while it ran this step";
+            row.errors_after(attempt, Some(error), worker).as_deref().and_then(spi::text)
+        })
+        .collect();
+    let statement = if errors.iter().any(Option::is_some) { &LOSE_ERRORS } else { &LOSE };
     let arguments = [
         spi::uuid_array(claims.iter().map(|claim| &claim.id)),
         spi::int8_array(claims.iter().map(|claim| claim.fence)),
-        int4_array(claims.iter().map(limit)),
+        int4_array(limits),
         int4_array(claims.iter().map(|claim| i64::from(!claim.is_counted()))),
         Some(spi::uuid(worker)),
+        spi::nullable_array(errors.into_iter(), ElementType::Text),
     ];
-    if LOSE.with(|statement| statement.run(spi, &arguments, false)).len() == claims.len() {
+    if statement.with(|statement| statement.run(spi, &arguments, false)).len() == claims.len() {
         return HashSet::new();
     }
     // The rows that were written have another fence now.

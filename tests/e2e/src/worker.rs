@@ -8,7 +8,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use pg_task::Context;
 use pg_task::NextStep;
+use pg_task::Retry;
+use pg_task::RetryPolicy;
 use pg_task::Step;
+use pg_task::StepError;
 use pg_task::StepResult;
 use pg_task::Tx;
 use pg_task::Worker;
@@ -16,7 +19,21 @@ use serde::Deserialize;
 use serde::Serialize;
 use sqlx::PgPool;
 
-pg_task::task!(Test { Abort, Chain, CrashMachine, Exact, Fail, Later, Meta, Note, Panic, Sleep, Turn });
+pg_task::task!(Test {
+    Abort,
+    Chain,
+    CrashMachine,
+    Exact,
+    Fail,
+    Flaky,
+    Later,
+    Meta,
+    Note,
+    Panic,
+    Sleep,
+    Slow,
+    Turn
+});
 pg_task::scheduler!(Tasks { Test });
 
 /// The ledger's file.
@@ -103,6 +120,83 @@ impl Step<Test, Context> for Fail {
             return Err(Box::new(Outer(cause)));
         }
         NextStep::none()
+    }
+}
+
+/// Takes too long: it ends when it is asked to (`ends`, well; `fails`, not), or never.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Slow {
+    how: String,
+}
+
+impl Step<Test, Context> for Slow {
+    const TIMEOUT: Option<Duration> = Some(Duration::from_millis(100));
+
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        let ledger = cx.state::<Ledger>();
+        ledger.note(&format!("{} begins", self.how))?;
+        match self.how.as_str() {
+            "ends" => cx.cancelled().await,
+            "fails" => {
+                cx.cancelled().await;
+                return Err("it took too long".into());
+            }
+            "patient" => tokio::time::sleep(Duration::from_millis(300)).await,
+            _ => std::future::pending().await,
+        }
+        ledger.note(&format!("{} ends", self.how))?;
+        NextStep::none()
+    }
+}
+
+/// Fails in every way there is: `plain`, `never` (for good), `after` (again after an hour), `snooze` (is not ready at its first run), `undo` (goes
+/// on with a note instead of being parked).
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Flaky {
+    how: String,
+}
+
+#[derive(Debug)]
+struct Busy;
+
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("busy")
+    }
+}
+
+impl std::error::Error for Busy {}
+
+impl Step<Test, Context> for Flaky {
+    const RETRY: RetryPolicy =
+        RetryPolicy::exponential(3, Duration::from_millis(10)).max_delay(Duration::from_millis(20));
+
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        let ledger = cx.state::<Ledger>();
+        ledger.note(&format!("{} {}", self.how, cx.attempt()))?;
+        match self.how.as_str() {
+            "never" => Err(pg_task::non_retryable("no such order")),
+            "after" => Err(pg_task::retry_after("come back later", Duration::from_secs(3_600))),
+            "busy" => Err(Busy.into()),
+            "snooze" if cx.due_at().timestamp_subsec_micros().is_multiple_of(2) => {
+                NextStep::snooze(Duration::from_millis(1))
+            }
+            "snooze" => NextStep::none(),
+            _ => Err("not today".into()),
+        }
+    }
+
+    fn retry(attempt: i32, error: &StepError) -> Retry {
+        match error.is::<Busy>() {
+            // One that it knows does not wait as long, and not as often.
+            true if attempt > 1 => Retry::GiveUp,
+            true => Retry::After(Duration::from_millis(1)),
+            false => Self::RETRY.after(attempt),
+        }
+    }
+
+    fn give_up(self, error: &StepError) -> Option<Test> {
+        (self.how == "undo").then(|| Note { key: format!("undone: {error}") }.into())
     }
 }
 

@@ -267,9 +267,11 @@ async fn times_delays_queues_priorities_and_arrays_out_of_range_are_refused() ->
             "\"fences\" has 2 elements",
         ),
         (
-            format!("SELECT pg_task.exchange({WORKER}, 0, ARRAY[{WORKER}::uuid], '{{1}}', '{{1}}', '{{8}}')"),
+            format!(
+                "SELECT pg_task.exchange({WORKER}, 0, ARRAY[{WORKER}::uuid], '{{1}}', '{{1}}', '{{11}}')"
+            ),
             "22023",
-            "between 0 and 7",
+            "between 0 and 10",
         ),
         (
             format!(

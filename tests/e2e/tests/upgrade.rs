@@ -63,6 +63,8 @@ fn artificial() -> Result<(String, String)> {
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.running.options", "';")?;
     take(&mut old, ", t.options", ", t.options")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.errors", "';")?;
+    // With the comments on its columns.
+    update += &take(&mut old, "CREATE VIEW pg_task.task_errors", "IS 'Whether the task is parked now';")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.options", "';")?;
     update += &take(&mut old, "COMMENT ON CONSTRAINT task_errors_are_a_list", "';")?;
     update += &take(&mut old, "COMMENT ON CONSTRAINT task_options_are_an_object", "';")?;

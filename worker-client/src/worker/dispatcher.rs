@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::Settings;
 use super::backoff;
+use super::executor::CANCEL_GRACE;
 use super::executor::Claim;
 use super::executor::Control;
 use super::executor::Executor;
@@ -54,9 +55,6 @@ const DEFERRED: Duration = Duration::from_millis(500);
 
 /// After the session is back, calls that are still under way on old connections are given this time to end.
 const CUT_AFTER: Duration = Duration::from_secs(2);
-
-/// A cancelled step has so long to notice before it is dropped.
-const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// What happens.
 pub(super) enum Event<T> {
@@ -353,10 +351,12 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     }
 
     fn take_answer(&mut self, want: usize, results: Vec<Finished<T>>, answer: Bytes) {
-        let mut next: FxHashMap<Uuid, (Claim, T)> = results
+        let mut next: FxHashMap<Uuid, (Claim, Source<T>)> = results
             .into_iter()
             .filter_map(|result| match result.outcome {
-                Outcome::Next(_, step) => Some((result.claim.id, (result.claim, step))),
+                Outcome::Next(json, step) => {
+                    Some((result.claim.id, (result.claim, Source::Memory(step, json))))
+                }
                 _ => None,
             })
             .collect();
@@ -365,10 +365,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             match item {
                 Ok(Item::Task(task)) => starts.push(start(task)),
                 Ok(Item::GoesOn { id, fence, token }) => {
-                    starts.extend(next.remove(&id).map(|(claim, step)| Start {
+                    starts.extend(next.remove(&id).map(|(claim, source)| Start {
                         claim: Claim { fence, token, ..claim },
                         tried: 0,
-                        source: Source::Memory(step),
+                        source,
                         control: Arc::default(),
                     }));
                 }
@@ -416,7 +416,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             } else if let Some(mut result) = results.pop() {
                 if error::is_data(&error) {
                     warn!("[{}] the result was refused and parks the task: {error}", result.claim.id);
-                    result.outcome = Outcome::Park(source_chain::text(&error));
+                    result.outcome = Outcome::Park { error: source_chain::text(&error), instead: None };
                     self.results.push_front(result);
                 } else {
                     warn!(

@@ -35,6 +35,7 @@ use uuid::Uuid;
 use super::layered;
 use crate::Context;
 use crate::NextStep;
+use crate::Retry;
 use crate::Step;
 use crate::StepError;
 use crate::StepName;
@@ -46,11 +47,18 @@ use crate::enqueue;
 use crate::error;
 use crate::error::BeginError;
 use crate::error::CommitError;
+use crate::retry::Directed;
+use crate::retry::Snoozed;
 use crate::source_chain;
+use crate::step::RetryRule;
 use crate::transaction::Finish;
+use pg_task_rules::retry;
 
 /// How long a runner may go on before it lets others of its thread have a turn.
 const TURN: Duration = Duration::from_micros(200);
+
+/// A cancelled step has so long to notice before it is dropped.
+pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// Retries of a transaction that failed for its surroundings, if the step has fewer: as many as the server allows for lost workers by
 /// default (`pg_task.lost_limit`). Nothing that the step did is left then.
@@ -81,8 +89,8 @@ pub(super) struct Claim {
 pub(super) enum Source<T> {
     /// The JSON that was handed out: still to be decoded.
     Json(Bytes),
-    /// The last step of the same task.
-    Memory(T),
+    /// The last step of the same task, and its JSON.
+    Memory(T, Json<Box<RawValue>>),
 }
 
 /// How the dispatcher reaches a step that runs, and the step hears of it. Most steps never ask: the token is made when it is needed.
@@ -120,8 +128,22 @@ pub(super) enum Outcome<T> {
     Done,
     Next(Json<Box<RawValue>>, T),
     NextAfter(Json<Box<RawValue>>, i64),
-    Retry(i64),
-    Park(String),
+    Retry {
+        delay: i64,
+        exact: bool,
+        error: String,
+        instead: Option<Json<Box<RawValue>>>,
+    },
+    /// No retry is left, unless the task's own policy allows more.
+    GiveUp {
+        error: String,
+        instead: Option<Json<Box<RawValue>>>,
+    },
+    Park {
+        error: String,
+        instead: Option<Json<Box<RawValue>>>,
+    },
+    Snooze(i64),
     Release,
     Unknown,
     Broken(String),
@@ -132,36 +154,50 @@ pub(super) enum Outcome<T> {
 }
 
 impl<T> Outcome<T> {
+    /// A next step that is no JSON: another attempt would make it again.
+    pub(super) fn unstorable(error: &crate::Error) -> Self {
+        Self::Park { error: source_chain::text(error), instead: None }
+    }
+
     pub(super) fn code(&self) -> i16 {
         match self {
             Self::Done => 0,
             Self::Next(..) => 1,
             Self::NextAfter(..) => 2,
-            Self::Retry(_) => 3,
-            Self::Park(_) => 4,
+            Self::Retry { exact: false, .. } => 3,
+            Self::Park { .. } => 4,
             Self::Release | Self::Committed(_) | Self::Dropped => 5,
             Self::Unknown => 6,
             Self::Broken(_) => 7,
+            Self::GiveUp { .. } => 8,
+            Self::Snooze(_) => 9,
+            Self::Retry { exact: true, .. } => 10,
         }
     }
 
     pub(super) fn step(&self) -> Option<&Json<Box<RawValue>>> {
         match self {
             Self::Next(step, _) | Self::NextAfter(step, _) => Some(step),
+            Self::Retry { instead, .. } | Self::GiveUp { instead, .. } | Self::Park { instead, .. } => {
+                instead.as_ref()
+            }
             _ => None,
         }
     }
 
     pub(super) fn delay(&self) -> Option<i64> {
         match self {
-            Self::NextAfter(_, delay) | Self::Retry(delay) => Some(*delay),
+            Self::NextAfter(_, delay) | Self::Retry { delay, .. } | Self::Snooze(delay) => Some(*delay),
             _ => None,
         }
     }
 
     pub(super) fn error(&self) -> Option<&str> {
         match self {
-            Self::Park(error) | Self::Broken(error) => Some(error),
+            Self::Retry { error, .. }
+            | Self::GiveUp { error, .. }
+            | Self::Park { error, .. }
+            | Self::Broken(error) => Some(error),
             _ => None,
         }
     }
@@ -275,19 +311,21 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
     let Claim { id, fence, token, due, .. } = claim;
     let (queue, options) = (claim.queue.clone(), claim.options.clone());
     let finished = move |outcome| Finished { claim, outcome };
-    let step = match decode::<T>(source) {
-        Ok(step) => step,
+    let (step, json) = match decode::<T>(source) {
+        Ok(decoded) => decoded,
         Err(outcome) => {
             error!("[{id}] the step can't be run here: {}", outcome.error().unwrap_or("it is not known"));
             return Some(finished(outcome));
         }
     };
-    let attempt = Attempt::new(id, fence, tried, &step);
+    let attempt = Attempt::new(id, fence, tried, &step, json);
     let mut context =
-        attempt.context(inner.shared.clone(), token, due, (queue, options), control.clone(), &step);
+        attempt.clone().context(inner.shared.clone(), token, due, (queue, options), control.clone(), &step);
+    let limit = time_limit(&context, &step);
     let span = tracing::info_span!("step", task = %id, step = %context.step_name(), queue = context.queue(), attempt = context.attempt(), traceparent = context.traceparent());
     if !inner.shared.layers.is_empty() || context.traceparent().is_some() {
-        return begin_layered(inner, finished, control, layered::run(step, context).instrument(span)).await;
+        let future = layered::run(step, context).instrument(span);
+        return begin_layered(inner, finished, control, attempt, limit, future).await;
     }
     let future = async move {
         info!("[{id}] run step {step:?}");
@@ -307,10 +345,11 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
         let outcome = match first {
             Some((next, tx)) => attempt.committed(next, tx).await,
             None => tokio::select! {
-                result = future => match result {
-                    Ok((next, Some(tx))) => attempt.committed(next, tx).await,
-                    Ok((next, None)) => attempt.outcome(Ok(next)),
-                    Err(error) => attempt.outcome(Err(error)),
+                result = within(limit, control.clone(), future) => match result {
+                    Some(Ok((next, Some(tx)))) => attempt.committed(next, tx).await,
+                    Some(Ok((next, None))) => attempt.outcome(Ok(next)),
+                    Some(Err(error)) => attempt.outcome(Err(error)),
+                    None => attempt.timed_out(limit),
                 },
                 () = control.drop.notified() => Outcome::Dropped,
             },
@@ -325,6 +364,8 @@ async fn begin_layered<T: Step<T, Context> + 'static>(
     inner: &Arc<Inner<T>>,
     finished: impl FnOnce(Outcome<T>) -> Finished<T> + Send + 'static,
     control: Arc<Control>,
+    attempt: Attempt,
+    limit: Option<Duration>,
     future: impl Future<Output = Outcome<T>> + Send + 'static,
 ) -> Option<Finished<T>> {
     let mut future = Box::pin(future);
@@ -335,12 +376,44 @@ async fn begin_layered<T: Step<T, Context> + 'static>(
     let inner = inner.clone();
     tokio::spawn(async move {
         let outcome = tokio::select! {
-            outcome = future => outcome,
+            outcome = within(limit, control.clone(), future) => outcome.unwrap_or_else(|| attempt.timed_out(limit)),
             () = control.drop.notified() => Outcome::Dropped,
         };
         inner.finish(finished(outcome));
     });
     None
+}
+
+/// How long an attempt may take: what the task's own options say, else what the step's code says.
+fn time_limit<T: Step<T, Context>>(context: &Context, step: &T) -> Option<Duration> {
+    #[derive(serde::Deserialize)]
+    struct Options {
+        timeout: Option<serde_json::Value>,
+    }
+    let own = || {
+        let options: Options = serde_json::from_slice(context.options.as_deref()?).ok()?;
+        let micros = match options.timeout? {
+            serde_json::Value::Number(seconds) => retry::from_seconds(seconds.as_f64()?)?,
+            serde_json::Value::String(text) => retry::duration(&text)?,
+            _ => return None,
+        };
+        Some(Duration::from_micros(u64::try_from(micros).ok()?))
+    };
+    own().or_else(|| step.timeout())
+}
+
+/// Waits for a step, but not for ever: when its time is up it is asked to end, and is given up if it does not.
+async fn within<V>(
+    limit: Option<Duration>,
+    control: Arc<Control>,
+    mut future: impl Future<Output = V> + Send + Unpin,
+) -> Option<V> {
+    let Some(limit) = limit else { return Some(future.await) };
+    if let Ok(output) = tokio::time::timeout(limit, &mut future).await {
+        return Some(output);
+    }
+    control.cancel();
+    tokio::time::timeout(CANCEL_GRACE, future).await.ok()
 }
 
 /// Makes a panic of a future an error.
@@ -372,12 +445,14 @@ impl<T, F: Future<Output = Result<T, StepError>> + ?Sized> Future for Caught<F> 
     }
 }
 
-fn decode<T: DeserializeOwned>(source: Source<T>) -> Result<T, Outcome<T>> {
+/// The step, and its JSON to make it from again.
+fn decode<T: DeserializeOwned>(source: Source<T>) -> Result<(T, Bytes), Outcome<T>> {
     let json = match source {
-        Source::Memory(step) => return Ok(step),
+        Source::Memory(step, json) => return Ok((step, String::from(Box::<str>::from(json.0)).into())),
         Source::Json(json) => json,
     };
-    serde_json::from_slice(&json).map_err(|error| {
+    let step = serde_json::from_slice(&json);
+    step.map(|step| (step, json.clone())).map_err(|error| {
         // A step of a newer program: another worker may know it. serde_json gives the reason as text only.
         if error.to_string().starts_with("unknown variant") {
             Outcome::Unknown
@@ -391,19 +466,29 @@ fn decode<T: DeserializeOwned>(source: Source<T>) -> Result<T, Outcome<T>> {
     })
 }
 
+/// An error, or the one within it, and what it says itself about the next attempt: after which time, or never.
+fn directed(error: &StepError) -> (&StepError, Option<Option<Duration>>) {
+    match error.downcast_ref::<Directed>() {
+        Some(Directed { error, after }) => (error, Some(*after)),
+        None => (error, None),
+    }
+}
+
 /// What is known of a run before it ends.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Attempt {
     pub(crate) id: Uuid,
     fence: i64,
     pub(crate) tried: i32,
-    limit: i32,
+    rule: RetryRule,
     delay: Duration,
+    /// The step's, to make it from again.
+    json: Bytes,
 }
 
 impl Attempt {
-    fn new<T: Step<T, Context>>(id: Uuid, fence: i64, tried: i32, step: &T) -> Self {
-        Self { id, fence, tried, limit: step.retry_limit(), delay: step.retry_delay() }
+    fn new<T: Step<T, Context>>(id: Uuid, fence: i64, tried: i32, step: &T, json: Bytes) -> Self {
+        Self { id, fence, tried, rule: step.retry_rule(), delay: step.retry_delay(), json }
     }
 
     /// What the step may know.
@@ -433,23 +518,38 @@ impl Attempt {
         }
     }
 
-    /// How many retries there are after an error.
-    fn limit(&self, error: &StepError) -> i32 {
+    /// What is done about an error, and whether it has named the time itself.
+    fn decision(&self, error: &StepError) -> (Retry, bool) {
+        let attempt = self.tried.saturating_add(1);
+        let (error, directed) = directed(error);
         let begin = error.downcast_ref().map(|BeginError(error)| error);
         let commit = || error.downcast_ref().map(|CommitError(error)| error);
-        match begin.or_else(commit) {
-            Some(error) if error::is_about_surroundings(error) => self.limit.max(LOST_LIMIT),
-            _ => self.limit,
+        match ((self.rule)(attempt, error), directed) {
+            (_, Some(None)) => (Retry::Never, false),
+            (Retry::After(_), Some(Some(after))) => (Retry::After(after), true),
+            (Retry::GiveUp, None)
+                if attempt <= LOST_LIMIT
+                    && begin.or_else(commit).is_some_and(error::is_about_surroundings) =>
+            {
+                (Retry::After(self.delay), false)
+            }
+            (retry, _) => (retry, false),
         }
     }
 
-    /// When the attempt is retried after an error, if it is.
+    /// When the attempt is retried after an error, if it is, as far as the step's code decides.
     pub(crate) fn retry_after(&self, error: &StepError) -> Option<Duration> {
-        (self.tried < self.limit(error)).then_some(self.delay)
+        if let Some(Snoozed(delay)) = error.downcast_ref() {
+            return Some(*delay);
+        }
+        match self.decision(error).0 {
+            Retry::After(delay) => Some(delay),
+            Retry::GiveUp | Retry::Never => None,
+        }
     }
 
-    pub(super) fn outcome<T: Step<T, Context>>(self, result: StepResult<T>) -> Outcome<T> {
-        let Self { id, tried, .. } = self;
+    pub(super) fn outcome<T: Step<T, Context>>(&self, result: StepResult<T>) -> Outcome<T> {
+        let Self { id, tried, .. } = *self;
         let attempt = tried.saturating_add(1);
         match result {
             Ok(NextStep::None) => {
@@ -461,25 +561,62 @@ impl Attempt {
                     debug!("[{id}] goes on with {step:?}");
                     Outcome::Next(json, step)
                 }
-                Err(error) => Outcome::Park(source_chain::text(&error)),
+                Err(error) => Outcome::unstorable(&error),
             },
             Ok(NextStep::Delayed(step, after)) => match enqueue::step(&step) {
                 Ok(json) => {
                     debug!("[{id}] goes on in {after:?} with {step:?}");
                     Outcome::NextAfter(json, enqueue::micros(after))
                 }
-                Err(error) => Outcome::Park(source_chain::text(&error)),
+                Err(error) => Outcome::unstorable(&error),
             },
-            Err(error) => {
-                let text = source_chain::text(&*error);
-                if let Some(delay) = self.retry_after(&error) {
-                    let limit = self.limit(&error);
-                    debug!("[{id}] attempt {attempt} failed, {limit} retries, the next in {delay:?}: {text}");
-                    Outcome::Retry(enqueue::micros(delay))
-                } else {
-                    error!("[{id}] parked after attempt {attempt}: {text}");
-                    Outcome::Park(text)
+            Err(error) => match error.downcast_ref() {
+                Some(Snoozed(delay)) => {
+                    debug!("[{id}] again in {delay:?}");
+                    Outcome::Snooze(enqueue::micros(*delay))
                 }
+                None => self.failed(attempt, &error),
+            },
+        }
+    }
+
+    /// The step did not end in its time, and was dropped.
+    fn timed_out<T: Step<T, Context>>(&self, limit: Option<Duration>) -> Outcome<T> {
+        let limit = limit.unwrap_or_default();
+        self.outcome(Err(format!("the step did not end within {limit:?}, nor when it was asked to").into()))
+    }
+
+    /// What is done about a failure.
+    fn failed<T: Step<T, Context>>(&self, attempt: i32, error: &StepError) -> Outcome<T> {
+        let id = self.id;
+        let text = source_chain::text(&**error);
+        let (retry, exact) = self.decision(error);
+        let instead = self.instead::<T>(directed(error).0);
+        match retry {
+            Retry::After(delay) => {
+                debug!("[{id}] attempt {attempt} failed, the next in {delay:?}: {text}");
+                Outcome::Retry { delay: enqueue::micros(delay), exact, error: text, instead }
+            }
+            Retry::GiveUp => {
+                error!("[{id}] attempt {attempt} failed, and there is no retry left: {text}");
+                Outcome::GiveUp { error: text, instead }
+            }
+            Retry::Never => {
+                error!("[{id}] attempt {attempt} failed for good: {text}");
+                Outcome::Park { error: text, instead }
+            }
+        }
+    }
+
+    /// The step with which the task goes on instead of being parked. The one that failed is gone: it is read again.
+    fn instead<T: Step<T, Context>>(&self, error: &StepError) -> Option<Json<Box<RawValue>>> {
+        let step: T = serde_json::from_slice(&self.json).ok()?;
+        let instead = catch_unwind(AssertUnwindSafe(|| step.give_up(error)));
+        match instead.ok().flatten().map(|step| enqueue::step(&step))? {
+            Ok(json) => Some(json),
+            Err(error) => {
+                error!("[{}] what to do instead is no JSON: {}", self.id, source_chain::text(&error));
+                None
             }
         }
     }
@@ -489,13 +626,13 @@ impl Attempt {
     /// When the answer is lost, whether it committed is asked of the row: what is brought then names the old fence, waits for
     /// the transaction if it still goes on, and is refused if it has committed.
     pub(super) async fn commit<T: Step<T, Context>>(
-        self,
+        &self,
         next: NextStep<T>,
         tx: Box<Tx>,
     ) -> Result<Outcome<T>, CommitError> {
-        let Self { id, fence, .. } = self;
+        let Self { id, fence, .. } = *self;
         let outcome = self.outcome(Ok(next));
-        if matches!(outcome, Outcome::Park(_)) {
+        if matches!(outcome, Outcome::Park { .. }) {
             tx.roll_back().await;
             return Ok(outcome);
         }
@@ -535,27 +672,36 @@ pub(crate) struct Trial {
 pub(crate) enum Tried {
     Done,
     Next(Json<Box<RawValue>>, i64),
+    /// It failed for the last time, and this step is what is done about it.
+    Instead(Json<Box<RawValue>>),
     Parked(String),
     Retry(i64),
+    Snoozed(i64),
 }
 
 impl Trial {
     /// Runs the step as a worker would.
     pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> Tried {
         let Self { id, queue, step, options, tried, due, token } = self;
-        let step = match decode::<T>(Source::Json(step.into())) {
-            Ok(step) => step,
+        let (step, json) = match decode::<T>(Source::Json(step.into())) {
+            Ok(decoded) => decoded,
             Err(Outcome::Broken(error)) => return Tried::Parked(error),
             Err(_) => return Tried::Parked("the program does not know the step".to_owned()),
         };
-        let attempt = Attempt::new(id, 0, tried, &step);
+        let attempt = Attempt::new(id, 0, tried, &step, json);
         let named = (queue.into(), options.map(Bytes::from));
-        let context = attempt.context(shared.clone(), token, due, named, Arc::default(), &step);
+        let context = attempt.clone().context(shared.clone(), token, due, named, Arc::default(), &step);
         match layered::run(step, context).await {
             Outcome::Next(step, _) => Tried::Next(step, 0),
             Outcome::NextAfter(step, delay) => Tried::Next(step, delay),
-            Outcome::Park(error) | Outcome::Broken(error) => Tried::Parked(error),
-            Outcome::Retry(delay) => Tried::Retry(delay),
+            Outcome::GiveUp { instead: Some(step), .. } | Outcome::Park { instead: Some(step), .. } => {
+                Tried::Instead(step)
+            }
+            Outcome::GiveUp { error, .. } | Outcome::Park { error, .. } | Outcome::Broken(error) => {
+                Tried::Parked(error)
+            }
+            Outcome::Retry { delay, .. } => Tried::Retry(delay),
+            Outcome::Snooze(delay) => Tried::Snoozed(delay),
             _ => Tried::Done,
         }
     }

@@ -20,14 +20,14 @@ use crate::trace;
 
 /// Runs a step within the trace context of its task and the layers of its worker, if there are any, and brings a transaction of its to its end.
 pub(super) async fn run<T: Step<T, Context>>(step: T, cx: Context) -> Outcome<T> {
-    let attempt = cx.attempt;
+    let attempt = cx.attempt.clone();
     // What layers and a step's transaction leave each other is in one place.
     cx.extensions.get_or_init(Arc::default);
     let mut innermost = InStep { step: Some(step), ended: None };
     let result = trace::carrying(cx.traceparent.clone(), Next::new(&cx, &mut innermost).run()).await;
     match (innermost.ended, result) {
         // It has committed, or never will, or cannot be written down: the layers have no say.
-        (Some(ended @ (Outcome::Committed(_) | Outcome::Release | Outcome::Park(_))), result) => {
+        (Some(ended @ (Outcome::Committed(_) | Outcome::Release | Outcome::Park { .. })), result) => {
             if let (Outcome::Committed(_), Err(error)) = (&ended, result) {
                 let text = source_chain::text(&*error);
                 warn!("[{}] a layer failed after the step's transaction had committed: {text}", attempt.id);
@@ -62,7 +62,7 @@ impl<T: Step<T, Context>> Innermost for InStep<T> {
             };
             let result = match &ended {
                 Outcome::Release => Ok(Ending::Refused),
-                Outcome::Park(error) => Err(error.as_str().into()),
+                Outcome::Park { error, .. } => Err(error.as_str().into()),
                 _ => Ok(ending),
             };
             self.ended = Some(ended);
@@ -191,7 +191,9 @@ mod tests {
         match trial.run::<Tasks>(&shared).await {
             Tried::Done => "done".to_owned(),
             Tried::Next(_, delay) => format!("next {delay}"),
+            Tried::Instead(step) => format!("instead {}", step.get()),
             Tried::Parked(error) => format!("parked: {error}"),
+            Tried::Snoozed(delay) => format!("snoozed {delay}"),
             Tried::Retry(delay) => format!("retry {delay}"),
         }
     }
