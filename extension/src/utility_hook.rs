@@ -90,9 +90,10 @@ unsafe fn before(node: *mut pg_sys::Node) {
                 }
             }
             NodeTag::T_TransactionStmt => {
+                use pg_sys::TransactionStmtKind::*;
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
-                if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED {
-                    // The session that prepared it has forgotten what it inserted.
+                // The session that prepared it has forgotten what it inserted, and what it has taken off the board.
+                if kind == TRANS_STMT_COMMIT_PREPARED || kind == TRANS_STMT_ROLLBACK_PREPARED {
                     commit::note_rescan();
                     commit::note_rules_stale();
                 }

@@ -137,6 +137,7 @@ impl Ticker {
     /// Begins from nothing: the board may have been emptied.
     pub fn forget(&mut self) {
         self.book = DueBook::new(BOOK_CAPACITY, READ_LIMIT);
+        self.elsewhere.clear();
         self.find_lanes_at = Some(shmem::settled_at());
         self.retention.forget();
     }

@@ -336,6 +336,7 @@ async fn rows_that_someone_has_locked_are_passed_over_and_two_operators_share_th
     one.run("COMMIT").await?;
     assert_eq!(keys(&db, "queue = 'a'").await?, "");
     assert_eq!(db.ask("SELECT count(*) FROM pg_task.task").await?, "10");
+    assert_eq!(db.ask("SELECT count(*) FROM pg_task.history WHERE outcome = 'cancelled'").await?, "90");
     Ok(())
 }
 
@@ -399,13 +400,16 @@ async fn until_the_end_of_the_transaction_nobody_is_given_what_it_has_changed_an
         ("pg_task.reprioritize_all(1)", "ROLLBACK"),
         ("pg_task.cancel_all()", "ROLLBACK"),
         ("pg_task.cancel_all()", "ROLLBACK TO s; COMMIT"),
+        ("pg_task.cancel_all()", "PREPARE TRANSACTION 'withheld'; ROLLBACK PREPARED 'withheld'"),
         ("pg_task.edit(id, payload => '1')", "ROLLBACK"),
         ("pg_task.move_all('b')", "COMMIT"),
     ] {
         operator.run(&format!("BEGIN; SAVEPOINT s; SELECT {change} FROM (SELECT id FROM pg_task.task ORDER BY id LIMIT 1) AS t")).await?;
         let given = exchange(&mut worker, 1).await?;
         assert_eq!(given, if change.contains("edit") { "a-2" } else { "" }, "{change}");
-        operator.run(end).await?;
+        for end in end.split("; ") {
+            operator.run(end).await?;
+        }
         let held = usize::from(!given.is_empty());
         db.until(&format!("SELECT ready = {} FROM pg_task.scheduler", 300 - held)).await?;
         if held > 0 {
