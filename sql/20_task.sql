@@ -86,6 +86,12 @@ CREATE INDEX task_group ON pg_task.task (pg_catalog.hashtextextended((options OP
     WHERE options OPERATOR(pg_catalog.?) 'group';
 COMMENT ON INDEX pg_task.task_group IS 'Tasks that have a group, by the hash of its name and by age';
 
+-- The next tasks of a key: those before them are in memory. A task without a key has no entry.
+CREATE INDEX task_key ON pg_task.task (
+    pg_catalog.hashtextextended((options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(queue, 0)), priority, wakeup_at, id
+) WHERE error IS NULL AND options OPERATOR(pg_catalog.?) 'key';
+COMMENT ON INDEX pg_task.task_key IS 'Tasks that have a key, by the hash of its queue''s and its own name, priority and time';
+
 SELECT pg_catalog.pg_extension_config_dump('pg_task.task', '');
 
 -- Grows by one each time a scheduler starts: the upper half of the attempt tokens.
@@ -107,9 +113,9 @@ CREATE FUNCTION pg_task.on_options() RETURNS trigger
 COMMENT ON FUNCTION pg_task.on_options() IS
     'Checks changed options and tells the scheduler at commit. They leave the fence as it is: a run that is under way goes on, and what it ends in goes by the new ones';
 
-CREATE FUNCTION pg_task.on_group_delete() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'on_group_delete_wrapper';
-COMMENT ON FUNCTION pg_task.on_group_delete() IS 'Tells the scheduler, at commit, that the next task of a group may run';
+CREATE FUNCTION pg_task.on_gone() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'on_gone_wrapper';
+COMMENT ON FUNCTION pg_task.on_gone() IS 'Tells the scheduler, at commit, that the next task of a group or key may run';
 
 CREATE FUNCTION pg_task.on_error() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'on_error_wrapper';
@@ -140,9 +146,9 @@ CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
 CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
     FOR EACH ROW WHEN (old.error IS NULL AND new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
 
-CREATE TRIGGER task_group_delete AFTER DELETE ON pg_task.task
-    FOR EACH ROW WHEN (old.options OPERATOR(pg_catalog.?) 'group') EXECUTE FUNCTION pg_task.on_group_delete();
-COMMENT ON TRIGGER task_group_delete ON pg_task.task IS 'The next task of the group may run';
+CREATE TRIGGER task_gone AFTER DELETE ON pg_task.task
+    FOR EACH ROW WHEN (old.options OPERATOR(pg_catalog.?|) ARRAY['group', 'key']) EXECUTE FUNCTION pg_task.on_gone();
+COMMENT ON TRIGGER task_gone ON pg_task.task IS 'The next task of its group or key may run';
 COMMENT ON TRIGGER task_insert ON pg_task.task IS 'Checks the step; at commit the scheduler hears of the task';
 COMMENT ON TRIGGER task_update ON pg_task.task IS
     'A change that no worker made: a run of the old row is refused from now on, and a task that is resumed has all its retries again';
@@ -154,4 +160,4 @@ COMMENT ON TRIGGER task_error_update ON pg_task.task IS 'Announces a task that w
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_insert;
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_update;
 ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_options;
-ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_group_delete;
+ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_gone;

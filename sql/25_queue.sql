@@ -8,9 +8,12 @@ CREATE TABLE pg_task.queue (
     rate_interval interval,
     burst         integer,
     updated_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    key_concurrency integer,
     CONSTRAINT queue_pkey PRIMARY KEY (name),
     CONSTRAINT queue_name_is_a_name CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 63),
     CONSTRAINT queue_concurrency_is_positive CHECK (concurrency OPERATOR(pg_catalog.>=) 1),
+    CONSTRAINT queue_key_concurrency_is_positive CHECK (key_concurrency OPERATOR(pg_catalog.>=) 1),
+    CONSTRAINT queue_keys_are_of_one_queue CHECK (key_concurrency IS NULL OR name OPERATOR(pg_catalog.<>) '*'),
     CONSTRAINT queue_rate_is_in_range CHECK (rate OPERATOR(pg_catalog.>=) 1 AND rate OPERATOR(pg_catalog.<=) 1000000),
     CONSTRAINT queue_rate_interval_is_in_range CHECK (
         rate_interval OPERATOR(pg_catalog.>=) '1 ms'::interval AND rate_interval OPERATOR(pg_catalog.<=) '30 days'::interval
@@ -29,6 +32,9 @@ COMMENT ON COLUMN pg_task.queue.rate IS 'So many tasks are handed out in rate_in
 COMMENT ON COLUMN pg_task.queue.rate_interval IS 'The time that the rate is meant for; a month has 30 days';
 COMMENT ON COLUMN pg_task.queue.burst IS 'So many hand-outs of the rate gather while there is nothing to do; by default as many as the rate';
 COMMENT ON COLUMN pg_task.queue.updated_at IS 'Start of the transaction that last changed the settings';
+COMMENT ON COLUMN pg_task.queue.key_concurrency IS 'So many tasks of each key (the option "key") run at once, at most';
+COMMENT ON CONSTRAINT queue_key_concurrency_is_positive ON pg_task.queue IS 'To hand out nothing, pause the queue';
+COMMENT ON CONSTRAINT queue_keys_are_of_one_queue ON pg_task.queue IS 'A key belongs to its queue';
 COMMENT ON CONSTRAINT queue_pkey ON pg_task.queue IS 'A queue has its settings once';
 COMMENT ON INDEX pg_task.queue_pkey IS 'A queue has its settings once';
 COMMENT ON CONSTRAINT queue_name_is_a_name ON pg_task.queue IS 'Shared memory has 63 bytes for the name of a queue';
@@ -55,11 +61,12 @@ ALTER TABLE pg_task.queue ENABLE ALWAYS TRIGGER queue_changed;
 COMMENT ON CONSTRAINT queue_changed ON pg_task.queue IS 'At commit the settings hold for every hand-out from then on';
 
 CREATE FUNCTION pg_task.set_queue(
-    name text, concurrency integer DEFAULT NULL, rate integer DEFAULT NULL, per interval DEFAULT '1 s', burst integer DEFAULT NULL
+    name text, concurrency integer DEFAULT NULL, rate integer DEFAULT NULL, per interval DEFAULT '1 s', burst integer DEFAULT NULL,
+    key_concurrency integer DEFAULT NULL
 ) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_queue_wrapper';
-COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer) IS
-    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, and how many are handed out in a time. What is not named has no limit. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'')';
+COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer) IS
+    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, how many are handed out in a time, and how many of each key run at once. What is not named has no limit. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'')';
 
 CREATE FUNCTION pg_task.pause_queue(name text) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_queue_wrapper';

@@ -182,7 +182,8 @@ CREATE VIEW pg_task.queues AS
            s.rate_interval,
            s.burst,
            s.paused_at,
-           m.opens_at
+           m.opens_at,
+           s.key_concurrency
     FROM names AS n
     LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue
     LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) n.queue
@@ -200,6 +201,7 @@ COMMENT ON COLUMN pg_task.queues.rate IS 'The most that are handed out in rate_i
 COMMENT ON COLUMN pg_task.queues.rate_interval IS 'The time that the rate is meant for';
 COMMENT ON COLUMN pg_task.queues.burst IS 'The most hand-outs of the rate that gather; NULL for as many as the rate';
 COMMENT ON COLUMN pg_task.queues.paused_at IS 'Since when the queue is paused; NULL when it is not';
+COMMENT ON COLUMN pg_task.queues.key_concurrency IS 'The most of each key that run at once; NULL for any number';
 COMMENT ON COLUMN pg_task.queues.opens_at IS 'When its rate, or the time after a start, lets the next due task go; NULL when neither holds it back';
 
 -- A loose index scan finds the groups: one index descent each. What waits is counted up to 10,000.
@@ -243,3 +245,46 @@ COMMENT ON COLUMN pg_task.groups.head_wakeup_at IS 'When that task is due';
 COMMENT ON COLUMN pg_task.groups.head_queue IS 'The queue of that task';
 COMMENT ON COLUMN pg_task.groups.head_error IS 'Why it is parked';
 COMMENT ON COLUMN pg_task.groups.waiting IS 'Tasks behind it';
+
+-- A loose index scan finds the keys: one index descent each. What is due is counted up to 10,000.
+CREATE VIEW pg_task.keys AS
+    WITH RECURSIVE firsts AS (
+        (SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) AS hash, t.id
+         FROM pg_task.task AS t WHERE t.error IS NULL AND t.options OPERATOR(pg_catalog.?) 'key'
+         ORDER BY pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) LIMIT 1)
+        UNION ALL
+        SELECT next.hash, next.id
+        FROM firsts AS f
+        CROSS JOIN LATERAL (
+            SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) AS hash, t.id
+            FROM pg_task.task AS t
+            WHERE t.error IS NULL AND t.options OPERATOR(pg_catalog.?) 'key'
+              AND pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) OPERATOR(pg_catalog.>) f.hash
+            ORDER BY pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) LIMIT 1) AS next
+    ), running AS MATERIALIZED (
+        SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) AS hash, pg_catalog.count(*) AS running
+        FROM pg_task.claims() AS c
+        JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) c.id
+        WHERE t.options OPERATOR(pg_catalog.?) 'key'
+        GROUP BY 1
+    )
+    SELECT t.queue,
+           t.options OPERATOR(pg_catalog.->>) 'key' AS key,
+           (SELECT pg_catalog.count(*) FROM (
+                SELECT FROM pg_task.task AS d
+                WHERE d.error IS NULL AND d.options OPERATOR(pg_catalog.?) 'key'
+                  AND pg_catalog.hashtextextended((d.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(d.queue, 0)) OPERATOR(pg_catalog.=) f.hash
+                  AND d.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT 10000) AS x) AS due,
+           COALESCE(r.running, 0) AS running,
+           s.key_concurrency
+    FROM firsts AS f
+    JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) f.id
+    LEFT JOIN running AS r ON r.hash OPERATOR(pg_catalog.=) f.hash
+    LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) t.queue;
+COMMENT ON VIEW pg_task.keys IS
+    'Each key that has tasks which are not parked: how many are due, the running ones included (counted up to 10,000), how many run, and its limit. docs/keys.md';
+COMMENT ON COLUMN pg_task.keys.queue IS 'The queue to which the key belongs';
+COMMENT ON COLUMN pg_task.keys.key IS 'The option "key" of its tasks';
+COMMENT ON COLUMN pg_task.keys.due IS 'Tasks that are due, the running ones included';
+COMMENT ON COLUMN pg_task.keys.running IS 'Tasks that workers hold at this moment, what counts against the limit';
+COMMENT ON COLUMN pg_task.keys.key_concurrency IS 'The most that run at once; NULL for any number';

@@ -9,9 +9,11 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::board::Look;
 use pg_task_rules::board::QueueRule;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::Group;
+use pg_task_rules::names::Key;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
@@ -19,6 +21,7 @@ use pgrx::pg_sys;
 use crate::background;
 use crate::handout;
 use crate::shmem;
+use crate::spi;
 
 /// Rows of one transaction that are told one by one; a larger transaction tells the scheduler to read the table from its earliest due time.
 const MAX_HINTS: usize = 256;
@@ -36,7 +39,7 @@ struct Pending {
     hints: Vec<Hint>,
     /// Tasks and the subtransactions that deleted them.
     cancelled: Vec<(TaskId, pg_sys::SubTransactionId)>,
-    groups: Vec<Group>,
+    looks: Vec<Look>,
     rescan_from: Micros,
     /// Tasks were taken off the board that this transaction has changed.
     withheld: bool,
@@ -54,7 +57,7 @@ impl Pending {
         any: false,
         hints: Vec::new(),
         cancelled: Vec::new(),
-        groups: Vec::new(),
+        looks: Vec::new(),
         rescan_from: Micros::MAX,
         withheld: false,
         rules: Vec::new(),
@@ -69,7 +72,7 @@ impl Pending {
         self.any = false;
         self.hints.clear();
         self.cancelled.clear();
-        self.groups.clear();
+        self.looks.clear();
         self.rescan_from = Micros::MAX;
         self.withheld = false;
         self.rules.clear();
@@ -91,6 +94,22 @@ pub fn note_due(queue: &QueueName, priority: i16, due: Micros, id: TaskId) {
     });
 }
 
+/// As `note_due`, for a task that may have a group or a key: one of those that is due comes by a look.
+pub fn note_task(
+    queue: &QueueName,
+    priority: i16,
+    due: Micros,
+    id: TaskId,
+    group: Option<Group>,
+    key: Option<Key>,
+) {
+    let look = key.map(Look::Key).or(group.map(Look::Group));
+    match look.filter(|_| due <= spi::transaction_time()) {
+        Some(look) => note_look(look),
+        None => note_due(queue, priority, due, id),
+    }
+}
+
 /// A task was deleted by a user, or the run of its step is to end, if this transaction commits and no savepoint takes it back.
 pub fn note_cancelled(id: TaskId) {
     // SAFETY: inside a transaction.
@@ -98,11 +117,11 @@ pub fn note_cancelled(id: TaskId) {
     note(|pending| pending.cancelled.push((id, subtransaction)));
 }
 
-/// A task has left its group, if this transaction commits: another one may be the next.
-pub fn note_group(group: Group) {
-    note(|pending| match pending.groups.last() {
-        Some(last) if *last == group => {}
-        _ if pending.groups.len() < MAX_HINTS => pending.groups.push(group),
+/// Another task of a group, or more of a key, may be the next, if this transaction commits.
+pub fn note_look(look: Look) {
+    note(|pending| match pending.looks.last() {
+        Some(last) if *last == look => {}
+        _ if pending.looks.len() < MAX_HINTS => pending.looks.push(look),
         _ => pending.rescan_from = Micros::MIN,
     });
 }
@@ -255,8 +274,8 @@ fn tell(pending: &Pending) {
             }
         });
     }
-    if !pending.groups.is_empty() {
-        slot.with_board(|board| pending.groups.iter().for_each(|group| board.ask_look(*group)));
+    if !pending.looks.is_empty() {
+        slot.with_board(|board| pending.looks.iter().for_each(|look| board.ask_look(*look)));
         wake = true;
     }
     if pending.rules_stale {

@@ -91,6 +91,9 @@ pub enum Error {
         /// Counted from 1.
         position: usize,
     },
+    /// A limit by key for all queues together.
+    #[error("\"key_concurrency\" cannot be set for all queues together")]
+    KeysOfAllQueues,
     /// A key of `options` that there is not.
     #[error("there is no option \"{key}\"")]
     OptionUnknown {
@@ -242,6 +245,7 @@ impl Error {
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
             | Self::NegativeDelay
+            | Self::KeysOfAllQueues
             | Self::OptionUnknown { .. }
             | Self::OptionValue { .. }
             | Self::OptionsShape { .. }
@@ -288,6 +292,7 @@ impl Error {
             Self::NotFinite { .. } => "An infinite time has no place in the order of what is due.".into(),
             Self::NullArgument { .. } => "NULL is not the same as leaving an argument out.".into(),
             Self::NullElement { .. } => "Positions are counted from 1. The call had no effect.".into(),
+            Self::KeysOfAllQueues => "A key belongs to its queue: the same name in two queues is two keys.".into(),
             Self::OptionUnknown { .. } => "A key that nothing reads would be a setting without effect.".into(),
             Self::OptionValue { got, .. } => got.clone(),
             Self::OptionsShape { got } => format!("The value is {got}"),
@@ -344,6 +349,7 @@ impl Error {
             Self::NotFinite { .. } => "Pass a moment; to keep a task from running, do not enqueue it.".into(),
             Self::NullArgument { .. } => "Leave the argument out for its default, or pass a value.".into(),
             Self::NullElement { .. } => "Replace or remove the NULL.".into(),
+            Self::KeysOfAllQueues => "Set it for each queue whose tasks have keys.".into(),
             Self::OptionUnknown { .. } => format!("Options are {}.", options::names()),
             Self::OptionValue { .. } => "docs/options.md tells what each option takes.".into(),
             Self::OptionsShape { .. } => format!("Write an object with some of the keys {}, or leave it out.", options::names()),

@@ -7,7 +7,9 @@ use pg_task_rules::board::Board;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::Gate;
 use pg_task_rules::board::Head;
+use pg_task_rules::board::KeySlot;
 use pg_task_rules::board::Lane;
+use pg_task_rules::board::Look;
 use pg_task_rules::board::Sizes;
 use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::inbox::Hint;
@@ -29,6 +31,8 @@ pub struct Layout {
     queues: usize,
     gates: usize,
     group_buckets: usize,
+    keys: usize,
+    key_buckets: usize,
     looks: usize,
     buckets: usize,
     entries: usize,
@@ -61,7 +65,9 @@ impl Layout {
         let queues = of!(QueueName, sizes.queues);
         let gates = of!(Gate, sizes.gates());
         let group_buckets = of!(u32, sizes.group_buckets());
-        let looks = of!(Group, sizes.looks());
+        let keys = of!(KeySlot, sizes.keys());
+        let key_buckets = of!(u32, sizes.group_buckets());
+        let looks = of!(Look, sizes.looks());
         let buckets = of!(u32, sizes.buckets());
         let entries = of!(Entry, sizes.entries);
         Self {
@@ -75,6 +81,8 @@ impl Layout {
             queues,
             gates,
             group_buckets,
+            keys,
+            key_buckets,
             looks,
             buckets,
             entries,
@@ -97,7 +105,9 @@ impl Layout {
             fill(area.add(self.queues), QueueName::EMPTY, self.sizes.queues);
             fill(area.add(self.gates), Gate::OPEN, self.sizes.gates());
             fill(area.add(self.group_buckets), u32::MAX, self.sizes.group_buckets());
-            fill(area.add(self.looks), Group(0), self.sizes.looks());
+            fill(area.add(self.keys), KeySlot::EMPTY, self.sizes.keys());
+            fill(area.add(self.key_buckets), u32::MAX, self.sizes.group_buckets());
+            fill(area.add(self.looks), Look::Group(Group(0)), self.sizes.looks());
             fill(area.add(self.buckets), u32::MAX, self.sizes.buckets());
             fill(area.add(self.entries), Entry::EMPTY, self.sizes.entries);
             self.board(area).reset();
@@ -121,6 +131,11 @@ impl Layout {
                 gates: std::slice::from_raw_parts_mut(area.add(self.gates).cast(), self.sizes.gates()),
                 group_buckets: std::slice::from_raw_parts_mut(
                     area.add(self.group_buckets).cast(),
+                    self.sizes.group_buckets(),
+                ),
+                keys: std::slice::from_raw_parts_mut(area.add(self.keys).cast(), self.sizes.keys()),
+                key_buckets: std::slice::from_raw_parts_mut(
+                    area.add(self.key_buckets).cast(),
                     self.sizes.group_buckets(),
                 ),
                 looks: std::slice::from_raw_parts_mut(area.add(self.looks).cast(), self.sizes.looks()),

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use pg_task_rules::Micros;
 use pg_task_rules::names::Group;
+use pg_task_rules::names::Key as TaskKey;
 use pg_task_rules::retry;
 use pg_task_rules::retry::Backoff;
 use pg_task_rules::retry::Policy;
@@ -35,6 +36,7 @@ const KEYS: &[Key] = &[
         check: |value| fits(moment(value), value),
     },
     Key { name: "group", takes: "a text of 1 to 200 bytes", check: name },
+    Key { name: "key", takes: "a text of 1 to 200 bytes", check: name },
     Key { name: "meta", takes: "an object", check: object },
     Key {
         name: "retry",
@@ -50,7 +52,7 @@ const KEYS: &[Key] = &[
     Key { name: "traceparent", takes: "a W3C trace context", check: traceparent },
 ];
 
-/// The longest name of a group, in bytes.
+/// The longest name of a group or key, in bytes.
 const MAX_NAME: usize = 200;
 
 /// The collation "C" in `pg_collation.dat`.
@@ -101,28 +103,54 @@ pub unsafe fn read(options: Datum) -> Option<Value> {
 /// # Safety
 /// The datum is a `jsonb` object.
 pub unsafe fn group(options: Datum) -> Option<Group> {
-    const KEY: &std::ffi::CStr = c"group";
+    // SAFETY: the caller's.
+    unsafe { text(options, c"group").map(|name| Group(hash(name, 0))) }
+}
+
+/// The key of a task within its queue, a text: the hash of both names, as the expression of the index `task_key` has it.
+///
+/// # Safety
+/// The datum is a `jsonb` object, the queue a text.
+pub unsafe fn key(options: Datum, queue: Datum) -> Option<TaskKey> {
+    // SAFETY: the caller's.
+    unsafe { text(options, c"key").map(|name| TaskKey(hash(name, hash(queue, 0)))) }
+}
+
+/// # Safety
+/// The datum is a text.
+unsafe fn hash(text: Datum, seed: i64) -> i64 {
+    // SAFETY: the function takes a text and an int8.
+    let hash = unsafe {
+        pg_sys::OidFunctionCall2Coll(
+            pg_sys::Oid::from(pg_sys::F_HASHTEXTEXTENDED),
+            pg_sys::Oid::from(C_COLLATION),
+            text,
+            Datum::from(seed),
+        )
+    };
+    hash.value() as i64
+}
+
+/// The value of a key, as a text, if it is one.
+///
+/// # Safety
+/// The datum is a `jsonb` object.
+unsafe fn text(options: Datum, key: &std::ffi::CStr) -> Option<Datum> {
     // SAFETY: the container lies in the detoasted value, which has a header of four bytes; the string that is found lies in it too.
     unsafe {
         let options = pg_sys::pg_detoast_datum(options.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
         let mut value = pg_sys::JsonbValue::default();
         let found = pg_sys::getKeyJsonValueFromContainer(
             &raw mut (*options).root,
-            KEY.as_ptr(),
-            KEY.count_bytes() as i32,
+            key.as_ptr(),
+            key.count_bytes() as i32,
             &raw mut value,
         );
         if found.is_null() || value.type_ != pg_sys::jbvType::jbvString {
             return None;
         }
-        let name = pg_sys::cstring_to_text_with_len(value.val.string.val, value.val.string.len);
-        let hash = pg_sys::OidFunctionCall2Coll(
-            pg_sys::Oid::from(pg_sys::F_HASHTEXTEXTENDED),
-            pg_sys::Oid::from(C_COLLATION),
-            Datum::from(name),
-            Datum::from(0_i64),
-        );
-        Some(Group(hash.value() as i64))
+        let text = pg_sys::cstring_to_text_with_len(value.val.string.val, value.val.string.len);
+        Some(Datum::from(text))
     }
 }
 

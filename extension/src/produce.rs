@@ -164,7 +164,12 @@ fn insert_below(place: &Place, due: Micros, tasks: &[(TaskId, Datum)]) -> Result
         for &(id, step) in tasks {
             let Place { queue, priority, options, .. } = *place;
             table.insert(&NewTask { id, queue, priority, step, due, options });
-            commit::note_due(&place.name, place.priority, due, id);
+            // SAFETY: the options are a jsonb, which was checked, and the queue is a text.
+            let (group, key) = unsafe {
+                let group = options.and_then(|options| options::group(options));
+                (group, options.and_then(|options| options::key(options, queue)))
+            };
+            commit::note_task(&place.name, priority, due, id, group, key);
         }
     }
     table.close();

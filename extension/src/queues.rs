@@ -27,10 +27,19 @@ const MICROS_PER_DAY: Micros = 86_400_000_000;
 
 thread_local! {
     static SET: Statement = const { Statement::new(
-        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst) VALUES ($1, $2, $3, $4, $5) \
+        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst, key_concurrency) \
+            VALUES ($1, $2, $3, $4, $5, $6) \
           ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate, \
-            rate_interval = excluded.rate_interval, burst = excluded.burst, updated_at = pg_catalog.now()",
-        &[pg_sys::TEXTOID, pg_sys::INT4OID, pg_sys::INT4OID, pg_sys::INTERVALOID, pg_sys::INT4OID],
+            rate_interval = excluded.rate_interval, burst = excluded.burst, key_concurrency = excluded.key_concurrency, \
+            updated_at = pg_catalog.now()",
+        &[
+            pg_sys::TEXTOID,
+            pg_sys::INT4OID,
+            pg_sys::INT4OID,
+            pg_sys::INTERVALOID,
+            pg_sys::INT4OID,
+            pg_sys::INT4OID,
+        ],
     ) };
     static LIMIT: Statement = const { Statement::new(
         c"INSERT INTO pg_task.step_limit AS s (step, concurrency) VALUES ($1, $2) \
@@ -58,7 +67,7 @@ thread_local! {
     // A row exists for a queue with settings only.
     static PRUNE: Statement = const { Statement::new(
         c"DELETE FROM pg_task.queue AS q WHERE q.name OPERATOR(pg_catalog.=) $1 \
-            AND q.paused_at IS NULL AND q.concurrency IS NULL AND q.rate IS NULL",
+            AND q.paused_at IS NULL AND q.concurrency IS NULL AND q.rate IS NULL AND q.key_concurrency IS NULL",
         &[pg_sys::TEXTOID],
     ) };
 }
@@ -67,7 +76,12 @@ fn set_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let name = name(call)?;
     let (concurrency, rate, per, burst) = (call.datum(1), call.datum(2), call.datum(3), call.datum(4));
+    let key_concurrency = call.datum(5);
     in_range(concurrency, "concurrency", i64::from(i32::MAX))?;
+    in_range(key_concurrency, "key_concurrency", i64::from(i32::MAX))?;
+    if key_concurrency.is_some() && call.text(0).as_deref() == Some(ALL_QUEUES) {
+        return Err(Error::KeysOfAllQueues);
+    }
     in_range(rate, "rate", i64::from(Rate::MAX_COUNT))?;
     in_range(burst, "burst", i64::from(Rate::MAX_COUNT))?;
     let per = match (rate, per) {
@@ -84,7 +98,9 @@ fn set_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
         }
     };
     spi::connected(|spi| {
-        SET.with(|statement| statement.run(spi, &[name, concurrency, rate, per, burst], false));
+        SET.with(|statement| {
+            statement.run(spi, &[name, concurrency, rate, per, burst, key_concurrency], false)
+        });
         PRUNE.with(|statement| statement.run(spi, &[name], false));
     });
     Ok(Some(Datum::null()))
@@ -93,7 +109,7 @@ sql_function!(
     "set_queue_wrapper",
     "pg_finfo_set_queue_wrapper",
     set_queue,
-    "set_queue(name text, concurrency integer, rate integer, per interval, burst integer) RETURNS void"
+    "set_queue(name text, concurrency integer, rate integer, per interval, burst integer, key_concurrency integer) RETURNS void"
 );
 
 fn pause_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -218,12 +234,18 @@ pub fn rule(
     rate: Option<i32>,
     per: Option<Datum>,
     burst: Option<i32>,
+    key_concurrency: Option<i32>,
 ) -> QueueRule {
     let count = |number: i32| number.max(1) as u32;
     let rate = rate.zip(per).map(|(rate, per)| {
         Rate { period: micros(per), count: count(rate), burst: count(burst.unwrap_or(rate)) }.clamped()
     });
-    QueueRule { paused, concurrency: concurrency.map(count), rate }
+    QueueRule {
+        paused,
+        concurrency: concurrency.map(count),
+        rate,
+        key_concurrency: key_concurrency.map(count),
+    }
 }
 
 /// Whether the extension has a table of settings: an older version than the library's has none.
@@ -303,7 +325,7 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     if let (Some(row), Some(name)) = (new, new_name) {
         let paused = column(row, 2).is_some();
-        let rule = rule(paused, int(row, 3), int(row, 4), column(row, 5), int(row, 6));
+        let rule = rule(paused, int(row, 3), int(row, 4), column(row, 5), int(row, 6), int(row, 8));
         if let Some(slot) = shmem::my_slot()
             && !slot.with_board(|board| board.has_place_for_rule(&name, commit::rules_noted()))
         {

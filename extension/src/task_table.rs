@@ -4,27 +4,29 @@
 //! special about a row (someone else changes it at this moment, a trigger or a foreign key of the user's) is left to SQL: each
 //! function says so and changes nothing.
 
-mod group;
 mod new_row;
+mod next;
 mod next_step;
 
-pub use group::Oldest;
 pub use new_row::Indexes;
 pub use new_row::NewTask;
+pub use next::Next;
 
 use std::ffi::CStr;
 use std::marker::PhantomData;
 
+use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::due::LaneKey;
 use pg_task_rules::due::RowKey;
 use pg_task_rules::names::Group;
+use pg_task_rules::names::Key;
 use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use crate::spi;
-use group::ByGroup;
+use next::SideScan;
 
 /// The table's columns, in the order of `sql/20_task.sql`.
 #[derive(Clone, Copy)]
@@ -50,7 +52,7 @@ pub enum Column {
 const COLUMNS: i32 = Column::Options as i32;
 
 /// Triggers of our own for DELETE: what the first does, memory does at the end of a claim; what the second does is done by whoever deletes.
-const OWN_DELETE_TRIGGERS: [&CStr; 2] = [c"task_group_delete", c"task_delete"];
+const OWN_DELETE_TRIGGERS: [&CStr; 2] = [c"task_delete", c"task_gone"];
 
 /// The collation "C" in `pg_collation.dat`: the queue's.
 const C_COLLATION: u32 = 950;
@@ -67,8 +69,9 @@ pub struct TaskTable {
     blocks: u32,
     /// The primary key and a scan of it, once one was needed.
     by_id: Option<(pg_sys::Relation, pg_sys::IndexScanDesc)>,
-    /// The index of groups, once one was needed.
-    by_group: Option<ByGroup>,
+    /// The indexes of groups and of keys, once they were needed.
+    by_group: Option<SideScan>,
+    by_key: Option<SideScan>,
     snapshot: pg_sys::Snapshot,
 }
 
@@ -76,8 +79,8 @@ pub struct TaskTable {
 pub struct Due {
     /// The rows' keys and places.
     pub rows: Vec<(RowKey, Place)>,
-    /// Those that have a group, by their number among the rows.
-    pub in_groups: Vec<(usize, Group)>,
+    /// Those that have a group or a key, by their number among the rows.
+    pub named: Vec<(usize, Option<Group>, Option<Key>)>,
 }
 
 /// What became of a delete.
@@ -106,6 +109,7 @@ impl TaskTable {
                 indexes: None,
                 by_id: None,
                 by_group: None,
+                by_key: None,
                 snapshot: pg_sys::GetActiveSnapshot(),
             }
         }
@@ -119,8 +123,8 @@ impl TaskTable {
                 pg_sys::index_endscan(scan);
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
             }
-            if let Some(by_group) = self.by_group.take() {
-                by_group.close();
+            for side in [self.by_group.take(), self.by_key.take()].into_iter().flatten() {
+                side.close();
             }
             pg_sys::PopActiveSnapshot();
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
@@ -138,8 +142,8 @@ impl TaskTable {
                 pg_sys::index_endscan(scan);
                 pg_sys::index_close(index, pg_sys::NoLock as i32);
             }
-            if let Some(by_group) = self.by_group {
-                by_group.close();
+            for side in [self.by_group, self.by_key].into_iter().flatten() {
+                side.close();
             }
             if let Some(indexes) = self.indexes {
                 indexes.close();
@@ -202,10 +206,10 @@ impl TaskTable {
         if result == pg_sys::TM_Result::TM_Ok { Deleted::Yes } else { Deleted::LeftToSql }
     }
 
-    /// The first rows of a lane at or after a key, in the order of the index, with their places; and which of them have a group.
-    pub fn due(&mut self, lane: &LaneKey, from: &RowKey, limit: usize) -> Due {
+    /// The first rows of a lane at or after a key, in the order of the index, with their places; and which of them have a group or a key.
+    pub fn due(&mut self, lane: &LaneKey, from: &RowKey, limit: usize, now: Micros) -> Due {
         let mut rows = Vec::with_capacity(limit);
-        let mut in_groups = Vec::new();
+        let mut named = Vec::new();
         let queue = spi::text(lane.queue.as_str()).unwrap_or(Datum::null());
         // SAFETY: the keys name the index's columns in order, each with the comparison function and the value of its type; they and
         // what they point to outlive the scan, which is ended before this returns.
@@ -238,14 +242,17 @@ impl TaskTable {
             while rows.len() < limit && pg_sys::index_getnext_slot(scan, forward, self.slot) {
                 let row = self.current();
                 if let (Some(id), Some(due)) = (row.id(), row.int8(Column::WakeupAt)) {
-                    in_groups.extend(row.group().map(|group| (rows.len(), group)));
+                    if row.datum(Column::Options).is_some() {
+                        // One that is held comes back at its own time.
+                        named.push((rows.len(), row.group(), row.key().filter(|_| !row.is_held(now))));
+                    }
                     rows.push((RowKey { due, id }, row.place()));
                 }
             }
             pg_sys::index_endscan(scan);
             pg_sys::index_close(index, pg_sys::NoLock as i32);
         }
-        Due { rows, in_groups }
+        Due { rows, named }
     }
 
     /// Whether the row of a task is at its place and has the fence: then it is in the slot.

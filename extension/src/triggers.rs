@@ -5,7 +5,9 @@ use std::ffi::CStr;
 use std::ffi::CString;
 
 use pg_task_rules::TaskId;
+use pg_task_rules::board::Look;
 use pg_task_rules::names::Group;
+use pg_task_rules::names::Key;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
@@ -49,6 +51,19 @@ impl Row<'_> {
         self.datum(Column::Options).and_then(|options| unsafe { options::group(options) })
     }
 
+    /// The task's key.
+    fn key(&self) -> Option<Key> {
+        let (options, queue) = (self.datum(Column::Options)?, self.datum(Column::Queue)?);
+        // SAFETY: the columns are a jsonb and a text.
+        unsafe { options::key(options, queue) }
+    }
+
+    /// The row leaves its group and key: others may be next there.
+    fn note_gone(&self) {
+        let (group, key) = (self.group().map(Look::Group), self.key().map(Look::Key));
+        group.into_iter().chain(key).for_each(commit::note_look);
+    }
+
     /// Checks what the user wrote; NULLs are left to the column constraints.
     fn check(&self) -> Result<(), Error> {
         produce::check_step(self.datum(Column::Step))?;
@@ -70,9 +85,10 @@ impl Row<'_> {
             return Ok(());
         };
         // SAFETY: the column is a text.
-        let queue = produce::queue_name(&unsafe { spi::text_from(queue) })?;
+        let name = produce::queue_name(&unsafe { spi::text_from(queue) })?;
         if self.datum(Column::Error).is_none() {
-            commit::note_due(&queue, priority.value() as i16, due.value() as i64, id);
+            let (priority, due) = (priority.value() as i16, due.value() as i64);
+            commit::note_task(&name, priority, due, id, self.group(), self.key());
         }
         Ok(())
     }
@@ -163,6 +179,9 @@ fn on_update(call: &mut Call) -> Result<Option<Datum>, Error> {
     };
     let row = Row { tuple, trigger };
     row.note()?;
+    if let Some(key) = old.key() {
+        commit::note_look(Look::Key(key));
+    }
     Ok(Some(Datum::from(tuple)))
 }
 sql_function!("on_update_wrapper", "pg_finfo_on_update_wrapper", on_update, "on_update() RETURNS trigger");
@@ -175,10 +194,7 @@ fn on_options(call: &mut Call) -> Result<Option<Datum>, Error> {
     let row = Row { tuple: trigger.tg_newtuple, trigger };
     options::check_datum(row.datum(Column::Options))?;
     row.note()?;
-    let old = Row { tuple: trigger.tg_trigtuple, trigger }.group();
-    if let Some(group) = old.filter(|_| row.group() != old) {
-        commit::note_group(group);
-    }
+    Row { tuple: trigger.tg_trigtuple, trigger }.note_gone();
     Ok(Some(Datum::from(row.tuple)))
 }
 sql_function!(
@@ -188,23 +204,16 @@ sql_function!(
     "on_options() RETURNS trigger"
 );
 
-fn on_group_delete(call: &mut Call) -> Result<Option<Datum>, Error> {
+fn on_gone(call: &mut Call) -> Result<Option<Datum>, Error> {
     if !shmem::ready() {
         return Err(Error::NotPreloaded);
     }
     let trigger = own_trigger(call)?;
     let row = Row { tuple: trigger.tg_trigtuple, trigger };
-    if let Some(group) = row.group() {
-        commit::note_group(group);
-    }
+    row.note_gone();
     Ok(Some(Datum::from(row.tuple)))
 }
-sql_function!(
-    "on_group_delete_wrapper",
-    "pg_finfo_on_group_delete_wrapper",
-    on_group_delete,
-    "on_group_delete() RETURNS trigger"
-);
+sql_function!("on_gone_wrapper", "pg_finfo_on_gone_wrapper", on_gone, "on_gone() RETURNS trigger");
 
 /// After a row was deleted by SQL, by a user or with a worker's result.
 fn on_delete(call: &mut Call) -> Result<Option<Datum>, Error> {

@@ -9,6 +9,7 @@
 mod claim;
 mod gate;
 mod group;
+mod key;
 mod kind_limit;
 mod layout;
 mod moved;
@@ -24,7 +25,11 @@ pub use claim::Claim;
 pub use claim::ClaimedRow;
 pub use claim::Taken;
 pub use gate::{ALL_QUEUES, Gate, Leaving, QueueRule};
+pub use group::Look;
 pub use group::Turn;
+pub use key::KEY_WINDOW;
+pub use key::KeyRoom;
+pub use key::KeySlot;
 pub use kind_limit::MAX_KIND_LIMITS;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use moved::Belongs;
@@ -37,7 +42,6 @@ pub use workers::{Registration, WorkersFull};
 
 use crate::Micros;
 use crate::TaskId;
-use crate::names::Group;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::names::QueueName;
@@ -67,8 +71,12 @@ pub struct Board<'a> {
     pub gates: &'a mut [Gate],
     /// The hash table over the groups of claims; its length is a power of two.
     pub group_buckets: &'a mut [u32],
-    /// Groups that the scheduler is to look at; `head` tells how many.
-    pub looks: &'a mut [Group],
+    /// Keys that have claims.
+    pub keys: &'a mut [KeySlot],
+    /// The hash table over them; its length is a power of two.
+    pub key_buckets: &'a mut [u32],
+    /// Groups and keys that the scheduler is to look at; `head` tells how many.
+    pub looks: &'a mut [Look],
 }
 
 /// The number of a queue's name on this board.
@@ -122,6 +130,7 @@ impl Board<'_> {
             entry.next = if index == last { NIL } else { index as u32 + 1 };
         }
         self.head.free = if self.entries.is_empty() { NIL } else { 0 };
+        self.reset_keys();
     }
 
     /// The number of a queue's name; none when all the places for names are in use by queues
@@ -412,6 +421,8 @@ mod bounds;
 mod gate_tests;
 #[cfg(test)]
 mod group_tests;
+#[cfg(test)]
+mod key_tests;
 #[cfg(test)]
 mod moved_tests;
 #[cfg(test)]

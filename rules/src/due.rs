@@ -6,6 +6,7 @@
 //! head of the index. So dead index entries are passed over once, however long a transaction holds them there.
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 
 use crate::Micros;
 use crate::TaskId;
@@ -74,6 +75,8 @@ pub enum Offered {
 pub struct DueBook {
     lanes: BTreeMap<LaneKey, LaneBook>,
     held: usize,
+    /// Rows that are held as of the moment at which their turn had come.
+    in_turn: HashSet<TaskId>,
     capacity: usize,
     read_limit: usize,
     /// From where the table is to be read again in lanes that are still to be found.
@@ -100,7 +103,14 @@ impl DueBook {
     ///
     /// Every lane has an equal share of the capacity, though never less than [`MIN_SHARE`] rows.
     pub fn new(capacity: usize, read_limit: usize) -> Self {
-        Self { lanes: BTreeMap::new(), held: 0, capacity, read_limit, rescan_from: Micros::MAX }
+        Self {
+            lanes: BTreeMap::new(),
+            held: 0,
+            in_turn: HashSet::new(),
+            capacity,
+            read_limit,
+            rescan_from: Micros::MAX,
+        }
     }
 
     /// A committed row is due at `key.due`, or will be.
@@ -112,6 +122,18 @@ impl DueBook {
             self.evict(lane);
         } else {
             book.unread_due = book.unread_due.min(key.due);
+        }
+    }
+
+    /// The same for a task of a key whose turn comes after those that wait now, whatever its time.
+    pub fn hint_in_turn(&mut self, lane: LaneKey, key: RowKey, now: Micros) {
+        let book = self.lanes.entry(lane).or_insert_with(LaneBook::all_known);
+        if key >= book.mark {
+            book.unread_due = book.unread_due.min(key.due);
+        } else if self.in_turn.insert(key.id) {
+            book.upcoming.insert(RowKey { due: now, id: key.id }, Place::IN_TURN);
+            self.held += 1;
+            self.evict(lane);
         }
     }
 
@@ -172,6 +194,9 @@ impl DueBook {
                 if offer(lane, first.key(), *first.get()) == Offered::NoRoom {
                     break;
                 }
+                if *first.get() == Place::IN_TURN {
+                    self.in_turn.remove(&first.key().id);
+                }
                 first.remove();
                 self.held -= 1;
             }
@@ -226,13 +251,20 @@ impl DueBook {
     fn evict(&mut self, lane: LaneKey) {
         let share = self.share();
         let Some(book) = self.lanes.get_mut(&lane) else { return };
+        let mut kept = Vec::new();
         while self.held > self.capacity && book.upcoming.len() > share {
-            if let Some((last, _)) = book.upcoming.pop_last() {
-                self.held -= 1;
-                book.mark = book.mark.min(last);
-                book.unread_due = book.unread_due.min(last.due);
+            match book.upcoming.pop_last() {
+                // A read would not bring it: its time is another one.
+                Some((last, Place::IN_TURN)) => kept.push(last),
+                Some((last, _)) => {
+                    self.held -= 1;
+                    book.mark = book.mark.min(last);
+                    book.unread_due = book.unread_due.min(last.due);
+                }
+                None => break,
             }
         }
+        book.upcoming.extend(kept.into_iter().map(|row| (row, Place::IN_TURN)));
     }
 }
 
@@ -242,7 +274,14 @@ impl LaneBook {
     fn read_again(&mut self, from: Micros) -> usize {
         self.mark = self.mark.min(RowKey::from_due(from));
         self.unread_due = self.unread_due.min(from);
-        self.upcoming.split_off(&self.mark).len()
+        let above = self.upcoming.split_off(&self.mark);
+        let len = above.len();
+        // Reads do not bring what is held as of another time than its own.
+        let in_turn: BTreeMap<RowKey, Place> =
+            above.into_iter().filter(|(_, place)| *place == Place::IN_TURN).collect();
+        let gone = len - in_turn.len();
+        self.upcoming.extend(in_turn);
+        gone
     }
 
     fn wants_read(&self, limit: usize) -> bool {

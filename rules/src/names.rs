@@ -111,6 +111,11 @@ impl Kind {
 #[repr(transparent)]
 pub struct Group(pub i64);
 
+/// Identifies a key within a queue: the hash of both names, as the table's index has it. Two keys of one hash, should there ever be such, are one.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(transparent)]
+pub struct Key(pub i64);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,9 @@ impl Place {
     /// Not known.
     pub const UNKNOWN: Self = Self { block: 0, position: 0 };
 
+    /// In its place: the task is one of a key's, whose turn it is as of the moment at which it is made ready, not as of its time.
+    pub const IN_TURN: Self = Self { block: u32::MAX, position: 0 };
+
     /// Whether there is something to try.
     pub fn is_known(self) -> bool {
         self.position != 0

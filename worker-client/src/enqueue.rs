@@ -103,6 +103,13 @@ impl<'a> Enqueue<'a> {
         self
     }
 
+    /// The key, a tenant say: keys of a queue take turns, and [`crate::QueueLimits::key_concurrency`] limits what runs at once of each. A name of
+    /// 1 to 200 bytes.
+    pub const fn key(mut self, key: &'a str) -> Self {
+        self.options.key = Some(key);
+        self
+    }
+
     /// Data of the program's own, an object: for people, for searching, for [`crate::Context::meta`].
     pub const fn meta(mut self, meta: &'a serde_json::Map<String, serde_json::Value>) -> Self {
         self.options.meta = Some(meta);

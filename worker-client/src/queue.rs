@@ -27,12 +27,13 @@ pub struct QueueLimits {
     concurrency: Option<u32>,
     rate: Option<(u32, Duration)>,
     burst: Option<u32>,
+    key_concurrency: Option<u32>,
 }
 
 impl QueueLimits {
     /// No limits.
     pub const fn new() -> Self {
-        Self { concurrency: None, rate: None, burst: None }
+        Self { concurrency: None, rate: None, burst: None, key_concurrency: None }
     }
 
     /// So many tasks run at once, at most, with however many workers.
@@ -52,6 +53,12 @@ impl QueueLimits {
         self.burst = Some(burst);
         self
     }
+
+    /// So many tasks of each key ([`crate::Enqueue::key`]) run at once, at most.
+    pub const fn key_concurrency(mut self, concurrency: u32) -> Self {
+        self.key_concurrency = Some(concurrency);
+        self
+    }
 }
 
 /// Sets the limits of a queue, in place of those that it had. They hold from the commit on; a pause stays.
@@ -62,13 +69,14 @@ pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLim
     let int = |value: u32| i64::from(value);
     let per = limits.rate.map(|(_, per)| interval(per));
     sqlx::query(
-        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer)",
+        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer, $6::bigint::integer)",
     )
     .bind(name)
     .bind(limits.concurrency.map(int))
     .bind(limits.rate.map(|(rate, _)| int(rate)))
     .bind(per)
     .bind(limits.burst.map(int))
+    .bind(limits.key_concurrency.map(int))
     .execute(db)
     .await
     .map_err(|error| failed(error, "set the limits of", name))?;

@@ -5,12 +5,14 @@ use pg_task_rules::TaskId;
 use pg_task_rules::board::Claim;
 use pg_task_rules::board::ClaimedRow;
 use pg_task_rules::board::Leaving;
+use pg_task_rules::board::Look;
 use pg_task_rules::board::QueueId;
 use pg_task_rules::board::Taken;
 use pg_task_rules::board::Turn;
 use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::Group;
+use pg_task_rules::names::Key;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
@@ -53,8 +55,8 @@ pub enum Not {
     Here(Hint),
     /// The worker does not know the step, or it is at its limit.
     Known(Kind, Label),
-    /// Another task of its group comes first.
-    Turn(Group),
+    /// Another task of its group comes first, or its key is at its limit: what comes next is found by a look.
+    Turn(Look),
 }
 
 /// What came of a call's claims.
@@ -119,6 +121,8 @@ struct HandOut<'a> {
     /// Tasks whose deadlines have passed.
     overdue: Vec<Overdue>,
     noted: Vec<(Claim, ClaimedRow)>,
+    /// Keys of which a task waits aside now: others may pass it.
+    passed: Vec<Key>,
     rejected: Vec<(Claim, Not)>,
     bytes: usize,
 }
@@ -138,6 +142,7 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
         in_writing: Vec::new(),
         overdue: Vec::new(),
         noted: Vec::new(),
+        passed: Vec::new(),
         rejected: Vec::new(),
         bytes: 0,
     };
@@ -229,9 +234,13 @@ impl HandOut<'_> {
             self.rejected.push((claim, Not::Runnable));
             return false;
         };
+        let key = row.datum(Column::Options).and_then(|_| row.key());
         let (kind, task) = match self.judge(&row, taken) {
             Ok(judged) => judged,
             Err(not) => {
+                if matches!(not, Not::Known(..)) {
+                    self.passed.extend(key);
+                }
                 self.rejected.push((claim, not));
                 return false;
             }
@@ -253,6 +262,13 @@ impl HandOut<'_> {
             let again = Hint { due, id: claim.id, priority: taken.priority, queue };
             self.overdue.push(Overdue { claim, fence: task.fence, deadline, again });
             return false;
+        }
+        if let Some(key) = key {
+            let (now, leaving) = (background::now(), &self.leaving);
+            if !self.slot.with_board(|board| board.admit_key(&claim, key, now, leaving)) {
+                self.rejected.push((claim, Not::Turn(Look::Key(key))));
+                return false;
+            }
         }
         if self.limited.contains(&kind) {
             let (now, leaving) = (background::now(), &self.leaving);
@@ -315,7 +331,7 @@ impl HandOut<'_> {
         let (now, leaving) = (background::now(), &self.leaving);
         match self.slot.with_board(|board| board.take_turn(claim, group, now, leaving)) {
             Turn::Taken if table.oldest(group).is_some_and(|oldest| oldest.id == claim.id) => Ok(()),
-            Turn::Taken | Turn::Waits => Err(Not::Turn(group)),
+            Turn::Taken | Turn::Waits => Err(Not::Turn(Look::Group(group))),
             Turn::NotBefore(due) => {
                 let known = self.queues.iter().find(|(queue, _)| *queue == taken.queue);
                 let queue = known.map_or(QueueName::EMPTY, |(_, name)| *name);
@@ -374,9 +390,10 @@ impl HandOut<'_> {
 
     /// Tells memory what the rows said. What is known about rejected ones is true whatever becomes of the transaction.
     fn settle(&mut self) {
-        let (slot, noted, rejected) = (self.slot, &mut self.noted, &mut self.rejected);
+        let Self { slot, noted, passed, rejected, .. } = self;
+        let slot = *slot;
         let mut hints = Vec::with_capacity(rejected.len());
-        slot.with_board(|board| {
+        let wants_look = slot.with_board(|board| {
             for (claim, row) in noted.drain(..) {
                 board.note_row(&claim, &row);
             }
@@ -386,19 +403,24 @@ impl HandOut<'_> {
                     Not::Runnable => _ = board.end_claim(&claim.id, claim.token),
                     Not::Now => _ = board.give_back(&claim.id, claim.token),
                     Not::Here(hint) => {
-                        board.end_claim(&claim.id, claim.token);
+                        board.postpone(claim);
                         hints.push(*hint);
                     }
                     Not::Known(kind, label) => _ = board.misfit(&claim.id, claim.token, *kind, *label),
-                    Not::Turn(group) => {
+                    Not::Turn(look) => {
                         board.end_claim(&claim.id, claim.token);
                         // The claim that it waits for may have ended since.
-                        board.ask_look(*group);
+                        board.ask_look(*look);
                     }
                 }
             }
+            passed.drain(..).for_each(|key| board.ask_look(Look::Key(key)));
+            board.wants_look()
         });
         if rejected.is_empty() {
+            if wants_look {
+                slot.wake_scheduler();
+            }
             return;
         }
         rejected.clear();

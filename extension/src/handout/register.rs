@@ -162,6 +162,7 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                 priority: rows.int2(row, 5).unwrap_or(0),
                 kind: name.map_or(Kind::ANY, |name| name.kind()),
                 group: None,
+                key: None,
                 written: rows.bool(row, 6),
                 // A claim in writing changes and locks the row at one moment; one that is written behind does not.
                 counted: rows.bool(row, 8),
@@ -170,7 +171,9 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
         }
         let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
         for (id, (_, asserted)) in &mut found {
-            asserted.group = table.row(id, Place::UNKNOWN).and_then(|row| row.group());
+            if let Some(row) = table.row(id, Place::UNKNOWN) {
+                (asserted.group, asserted.key) = (row.group(), row.key());
+            }
         }
         table.close();
         let mut granted_now: Vec<&Held> = Vec::with_capacity(held.len());

@@ -11,6 +11,7 @@ use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::ALL_QUEUES;
 use pg_task_rules::board::QueueRule;
+use pg_task_rules::names::Key;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
@@ -31,11 +32,19 @@ const MAX_HELD: i32 = 100_000;
 
 thread_local! {
     static RULES: Statement = const { Statement::new(
-        c"SELECT q.name, q.paused_at IS NOT NULL, q.concurrency, q.rate, q.rate_interval, q.burst FROM pg_task.queue AS q",
+        c"SELECT q.name, q.paused_at IS NOT NULL, q.concurrency, q.rate, q.rate_interval, q.burst, \
+            q.key_concurrency FROM pg_task.queue AS q",
         &[],
     ) };
     static HELD: Statement = const { Statement::new(
         c"SELECT t.id FROM pg_task.task AS t WHERE t.error IS NULL AND t.locked_by IS NOT NULL \
+            AND t.queue OPERATOR(pg_catalog.=) $1 AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $2",
+        &[pg_sys::TEXTOID, pg_sys::INT4OID],
+    ) };
+    static HELD_BY_KEY: Statement = const { Statement::new(
+        c"SELECT t.id, pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE \"C\", \
+            pg_catalog.hashtextextended(t.queue, 0)) FROM pg_task.task AS t \
+          WHERE t.error IS NULL AND t.locked_by IS NOT NULL AND t.options OPERATOR(pg_catalog.?) 'key' \
             AND t.queue OPERATOR(pg_catalog.=) $1 AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $2",
         &[pg_sys::TEXTOID, pg_sys::INT4OID],
     ) };
@@ -69,6 +78,7 @@ struct Found {
     /// Tasks of limited queues that run as their rows say.
     held: Vec<(QueueName, Vec<TaskId>)>,
     steps: Vec<(Kind, u32, Vec<TaskId>)>,
+    held_by_key: BTreeMap<Key, Vec<TaskId>>,
 }
 
 impl Rules {
@@ -98,6 +108,9 @@ impl Rules {
                     .collect();
                 for (name, ids) in &found.held {
                     board.set_held(name, ids);
+                }
+                for (key, ids) in &found.held_by_key {
+                    board.set_held_of_key(*key, ids);
                 }
                 let kinds: Vec<Kind> = found.steps.iter().map(|(kind, ..)| *kind).collect();
                 board.keep_kind_limits(&kinds);
@@ -156,7 +169,8 @@ impl Rules {
 }
 
 fn read() -> Found {
-    let mut found = Found { rules: BTreeMap::new(), held: Vec::new(), steps: Vec::new() };
+    let mut found =
+        Found { rules: BTreeMap::new(), held: Vec::new(), steps: Vec::new(), held_by_key: BTreeMap::new() };
     // An extension of an older version than the library has no such table.
     if !queues::table_exists(c"queue") {
         return found;
@@ -171,6 +185,7 @@ fn read() -> Found {
                 rows.int4(row, 4),
                 rows.datum(row, 5),
                 rows.int4(row, 6),
+                rows.int4(row, 7),
             );
             found.rules.insert(name, rule);
         }
@@ -187,6 +202,15 @@ fn read() -> Found {
         if are_trusted {
             let limited = found.rules.iter().filter(|(_, rule)| rule.concurrency.is_some());
             found.held = limited.map(|(name, _)| (*name, held(spi, name))).collect();
+            for (name, _) in found.rules.iter().filter(|(_, rule)| rule.key_concurrency.is_some()) {
+                let arguments = [spi::text(name.as_str()), spi::int(MAX_HELD)];
+                let rows = HELD_BY_KEY.with(|statement| statement.run(spi, &arguments, true));
+                for row in 0..rows.len() {
+                    if let (Some(id), Some(hash)) = (rows.uuid(row, 1), rows.int8(row, 2)) {
+                        found.held_by_key.entry(Key(hash)).or_default().push(id);
+                    }
+                }
+            }
         }
     });
     found

@@ -1,5 +1,6 @@
 //! One tick: hints in, due tasks to the board, idle workers woken, lost ones given up, the table read on.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +13,9 @@ use pg_task_rules::board::Belongs;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Displaced;
 use pg_task_rules::board::Entry;
+use pg_task_rules::board::KEY_WINDOW;
+use pg_task_rules::board::KeyRoom;
+use pg_task_rules::board::Look;
 use pg_task_rules::board::Pushed;
 use pg_task_rules::board::Rank;
 use pg_task_rules::due::DueBook;
@@ -21,6 +25,7 @@ use pg_task_rules::due::Read;
 use pg_task_rules::due::RowKey;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::Group;
+use pg_task_rules::names::Key;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
 use pg_task_rules::token;
@@ -40,7 +45,7 @@ use crate::spi::Connected;
 use crate::spi::Statement;
 use crate::task_table::Column;
 use crate::task_table::Due;
-use crate::task_table::Oldest;
+use crate::task_table::Next;
 use crate::task_table::TaskRow;
 use crate::task_table::TaskTable;
 
@@ -52,6 +57,9 @@ const READ_LIMIT: usize = 8_192;
 
 /// Tasks of one lane that the board has room for however many lanes there are.
 const LEAST_SHARE: usize = 16;
+
+/// So many tasks that wait aside, for their step, are passed over to find others of their key.
+const MAX_ASIDE: u32 = 1_000;
 
 /// Reads in one transaction, after which workers are woken and hints are looked at again.
 const READS_PER_TICK: usize = 4;
@@ -90,6 +98,8 @@ pub struct Ticker {
     hints: Vec<Hint>,
     /// Tasks that are on the board in another lane than a hint says: their rows are to be asked.
     elsewhere: Vec<(TaskId, Place)>,
+    /// Keys to look at when their limits open by themselves.
+    later: BTreeSet<(Micros, Look)>,
     /// The epoch of the tokens; none until one was taken.
     epoch: Option<i64>,
     /// The lanes have to be looked for in the table, not before this moment.
@@ -114,6 +124,7 @@ impl Ticker {
             retention: Retention::default(),
             hints: Vec::new(),
             elsewhere: Vec::new(),
+            later: BTreeSet::new(),
             epoch: None,
             find_lanes_at: Some(shmem::settled_at()),
             rescan_at: Micros::MAX,
@@ -154,7 +165,7 @@ impl Ticker {
         }
         self.rules.refresh(self.slot);
         self.take_hints();
-        self.look_at_groups()?;
+        self.look()?;
         self.offer()?;
         self.wake_idle()?;
         self.give_up_lost()?;
@@ -167,7 +178,7 @@ impl Ticker {
         while self.reads_wanted() {
             self.read()?;
             self.take_hints();
-            self.look_at_groups()?;
+            self.look()?;
             self.offer()?;
             self.wake_idle()?;
             // SAFETY: outside any transaction and lock.
@@ -214,27 +225,67 @@ impl Ticker {
         }
     }
 
-    /// Finds the next tasks of groups in which a claim has ended, and of those that a task has left.
-    fn look_at_groups(&mut self) -> Result<(), String> {
-        let mut groups: Vec<Group> = Vec::new();
-        if self.slot.with_board(|board| board.wants_look() && board.take_looks(&mut groups)) {
-            self.rescan(Micros::MIN, background::now());
+    /// Finds the next tasks of groups and keys in which a claim has ended, or for which there are new ones.
+    fn look(&mut self) -> Result<(), String> {
+        let now = background::now();
+        let mut looks: Vec<Look> = Vec::new();
+        while let Some((_, look)) = self.later.first().copied().filter(|(at, _)| *at <= now) {
+            self.later.pop_first();
+            looks.push(look);
         }
-        if groups.is_empty() {
+        if self.slot.with_board(|board| board.wants_look() && board.take_looks(&mut looks)) {
+            self.rescan(Micros::MIN, now);
+        }
+        if looks.is_empty() {
             return Ok(());
         }
-        groups.sort_unstable();
-        groups.dedup();
-        let (slot, all) = (self.slot, &groups);
-        let mut found = background::transaction(|| oldest(all)).inspect_err(|_| {
-            slot.with_board(|board| all.iter().for_each(|group| board.ask_look(*group)));
+        looks.sort_unstable();
+        looks.dedup();
+        let slot = self.slot;
+        let looks: Vec<(Look, u32)> = slot.with_board(|board| {
+            let aside = board.aside().min(MAX_ASIDE);
+            let passed = |look: &Look| match look {
+                Look::Group(_) => 0,
+                Look::Key(key) => board.running_of_key(*key) + aside,
+            };
+            looks.iter().map(|look| (*look, passed(look))).collect()
+        });
+        let all = &looks;
+        let found = background::transaction(|| next(all, now)).inspect_err(|_| {
+            slot.with_board(|board| all.iter().for_each(|(look, _)| board.ask_look(*look)));
         })?;
-        // Where another one runs, the end of its claim asks for the next look.
-        slot.with_board(|board| found.retain(|(group, next)| !next.is_parked && !board.has_turn(*group)));
-        for (_, next) in found {
-            let lane = LaneKey { priority: next.priority, queue: next.queue };
-            self.book.hint(lane, RowKey { due: next.due, id: next.id });
-        }
+        let (book, later) = (&mut self.book, &mut self.later);
+        slot.with_board(|board| {
+            for (look, next) in &found {
+                match look {
+                    // Where another one runs, the end of its claim asks for the next look.
+                    Look::Group(group) if board.has_turn(*group) => {}
+                    Look::Group(_) => {
+                        for next in next.iter().filter(|next| !next.is_parked) {
+                            match next.key.filter(|_| next.due <= now) {
+                                // It takes its turn among the tasks of its key.
+                                Some(key) => board.ask_look(Look::Key(key)),
+                                None => book.hint(lane_of(next), RowKey { due: next.due, id: next.id }),
+                            }
+                        }
+                    }
+                    Look::Key(key) => {
+                        let Some(first) = next.first() else { continue };
+                        match board.key_room(*key, &first.queue, now) {
+                            KeyRoom::Shut => {}
+                            KeyRoom::OpensAt(at) => _ = later.insert((at, *look)),
+                            KeyRoom::For(room) => {
+                                let free = next.iter().filter(|next| !board.is_aside(&next.id));
+                                for next in free.take(room as usize) {
+                                    let row = RowKey { due: next.due, id: next.id };
+                                    book.hint_in_turn(lane_of(next), row, now);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        });
         Ok(())
     }
 
@@ -271,9 +322,11 @@ impl Ticker {
                 {
                     return Offered::NoRoom;
                 }
-                let push = |board: &mut Board<'_>| {
-                    board.push_due(&lane.queue, lane.priority, key.due, key.id, place)
-                };
+                // A task whose turn it is goes to the end of its lane.
+                let is_in_turn = place == Place::IN_TURN;
+                let (due, place) = if is_in_turn { (now, Place::UNKNOWN) } else { (key.due, place) };
+                let push =
+                    |board: &mut Board<'_>| board.push_due(&lane.queue, lane.priority, due, key.id, place);
                 let mut pushed = push(board);
                 if pushed == Pushed::Full && !is_hopeless {
                     hopeless = Some(rank);
@@ -438,7 +491,7 @@ impl Ticker {
                 }
                 for _ in 0..READS_PER_TICK {
                     let Some(read) = book.next_read(now) else { break };
-                    let (rows, count, last) = due(&read);
+                    let (rows, count, last) = due(&read, now);
                     book.read_some(&read, count, last, &rows);
                 }
                 find_lanes.then(|| beat::kept_epoch(spi))
@@ -488,6 +541,7 @@ impl Ticker {
             loss,
             opening,
             look,
+            self.later.first().map(|(at, _)| *at),
             self.rules.again_at(),
             self.retention.next_look(self.slot),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
@@ -509,29 +563,57 @@ const RESCAN_SHARE: Micros = 100;
 /// However much reads cost, the table is looked at again after this time.
 const RESCAN_AT_LEAST: Micros = 3_600_000_000;
 
-/// What a read brings, how many rows it has seen and which was the last: tasks whose group has an older one are left where they are.
-fn due(read: &Read) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>) {
+/// What a read brings, how many rows it has seen and which was the last. Tasks whose group has an older one are left where they are, and
+/// those that are due and not among the first of their key.
+fn due(read: &Read, now: Micros) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>) {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
-    let Due { mut rows, in_groups } = table.due(&read.lane, &read.from, read.limit);
+    let Due { mut rows, named } = table.due(&read.lane, &read.from, read.limit, now);
     let (count, last) = (rows.len(), rows.last().map(|(last, _)| *last));
-    let mut oldest: HashMap<Group, Option<TaskId>> = HashMap::new();
-    // From the back, so that the numbers before stay true.
-    for (at, group) in in_groups.into_iter().rev() {
-        let first = oldest.entry(group).or_insert_with(|| table.oldest(group).map(|oldest| oldest.id));
-        if *first != Some(rows[at].0.id) {
-            rows.remove(at);
+    if !named.is_empty() {
+        let mut oldest: HashMap<Group, Option<TaskId>> = HashMap::new();
+        let mut first: HashMap<Key, HashSet<TaskId>> = HashMap::new();
+        let mut left: HashSet<usize> = HashSet::new();
+        for (at, group, key) in named {
+            let row = rows[at].0;
+            let is_oldest = group.is_none_or(|group| {
+                let oldest = oldest.entry(group);
+                *oldest.or_insert_with(|| table.oldest(group).map(|next| next.id)) == Some(row.id)
+            });
+            let is_first = key.filter(|_| row.due <= now).is_none_or(|key| {
+                let mut of_key = || table.first_of(key, KEY_WINDOW as usize, now);
+                first
+                    .entry(key)
+                    .or_insert_with(|| of_key().iter().map(|next| next.id).collect())
+                    .contains(&row.id)
+            });
+            if !is_oldest || !is_first {
+                left.insert(at);
+            }
         }
+        let mut at = 0;
+        rows.retain(|_| {
+            at += 1;
+            !left.contains(&(at - 1))
+        });
     }
     table.close();
     (rows, count, last)
 }
 
-/// The oldest tasks of groups.
-fn oldest(groups: &[Group]) -> Vec<(Group, Oldest)> {
+/// What is next in the table: the oldest tasks of groups, and the first of keys, some more than so many as are claimed or wait aside.
+fn next(looks: &[(Look, u32)], now: Micros) -> Vec<(Look, Vec<Next>)> {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
-    let oldest = groups.iter().filter_map(|group| Some((*group, table.oldest(*group)?))).collect();
+    let mut of = |look: &Look, passed: u32| match look {
+        Look::Group(group) => table.oldest(*group).into_iter().collect(),
+        Look::Key(key) => table.first_of(*key, (passed + KEY_WINDOW) as usize, now),
+    };
+    let found = looks.iter().map(|(look, passed)| (*look, of(look, *passed))).collect();
     table.close();
-    oldest
+    found
+}
+
+fn lane_of(next: &Next) -> LaneKey {
+    LaneKey { priority: next.priority, queue: next.queue }
 }
 
 fn lanes(spi: &Connected) -> Vec<LaneKey> {

@@ -155,6 +155,7 @@ fn apply(board: &mut Board<'_>, call: &Call) {
                 priority,
                 kind: kind(name),
                 group: None,
+                key: None,
                 written: flag,
                 counted: flag,
             };
@@ -199,7 +200,12 @@ fn apply(board: &mut Board<'_>, call: &Call) {
         }
         (19, _) => {
             let rate = Rate { count: small, period: two, burst: small };
-            let rule = QueueRule { paused: flag, concurrency: Some(small), rate: flag.then_some(rate) };
+            let rule = QueueRule {
+                paused: flag,
+                concurrency: Some(small),
+                rate: flag.then_some(rate),
+                key_concurrency: None,
+            };
             let of =
                 if flag && task[0] > 4 { QueueName::new(ALL_QUEUES).expect("a name") } else { queue(name) };
             board.set_rule(&of, (task[0] > 0).then_some(&rule), one);

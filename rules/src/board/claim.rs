@@ -15,6 +15,7 @@ use super::layout::WorkerState;
 use crate::Micros;
 use crate::TaskId;
 use crate::names::Group;
+use crate::names::Key;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::place::Place;
@@ -308,6 +309,12 @@ impl Board<'_> {
         if let Some(group) = row.group {
             self.join(index, group);
         }
+        if let Some(key) = row.key {
+            self.join_key(index, key);
+            if row.written {
+                self.count_key_back(key);
+            }
+        }
         if self.head.gates > 0 {
             self.count_kind_in(index);
             if row.written {
@@ -433,6 +440,9 @@ impl Board<'_> {
         if self.entries[index as usize].group_next != APART {
             self.end_turn(index);
         }
+        if self.entries[index as usize].key_slot != APART {
+            self.end_key(index);
+        }
     }
 
     pub(super) fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
@@ -545,6 +555,8 @@ pub struct AssertedRow {
     pub kind: Kind,
     /// Its group, if it has one.
     pub group: Option<Group>,
+    /// Its key, if it has one.
+    pub key: Option<Key>,
     /// Whether it is written down as locked.
     pub written: bool,
     /// Whether the row counts the attempt already.

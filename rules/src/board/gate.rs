@@ -7,6 +7,7 @@ use super::Board;
 use super::QueueId;
 use super::claim::Claim;
 use super::group::APART;
+use super::key::UNLIMITED;
 use super::layout::ADMITTED;
 use super::layout::EntryState;
 use super::layout::Lane;
@@ -17,6 +18,7 @@ use crate::TaskId;
 use crate::bucket::Bucket;
 use crate::bucket::Rate;
 use crate::names::Group;
+use crate::names::Key;
 use crate::names::Kind;
 use crate::names::QueueName;
 
@@ -32,6 +34,8 @@ pub struct QueueRule {
     pub concurrency: Option<u32>,
     /// So many tasks are handed out in a time, at most.
     pub rate: Option<Rate>,
+    /// So many tasks of each key are claimed at once, at most.
+    pub key_concurrency: Option<u32>,
 }
 
 /// A queue's settings and what counts against them.
@@ -40,6 +44,7 @@ pub struct QueueRule {
 pub struct Gate {
     bucket: Bucket,
     limit: u32,
+    key_limit: u32,
     /// Claims of the queue, kept while the gate is set.
     running: u32,
     /// Tasks that run as their rows say, under workers that have not come back since the server's start.
@@ -49,14 +54,12 @@ pub struct Gate {
     set: bool,
 }
 
-/// No limit.
-const UNLIMITED: u32 = u32::MAX;
-
 impl Gate {
     /// No settings.
     pub const OPEN: Self = Self {
         bucket: Bucket::NONE,
         limit: UNLIMITED,
+        key_limit: UNLIMITED,
         running: 0,
         held: 0,
         has_rate: false,
@@ -67,6 +70,11 @@ impl Gate {
     /// Claims that count against its limit.
     pub fn running(&self) -> u32 {
         self.running
+    }
+
+    /// How many tasks of each key may be claimed at once.
+    pub(super) fn key_limit(&self) -> u32 {
+        self.key_limit
     }
 
     /// Whether something is set.
@@ -86,6 +94,7 @@ pub struct Leaving {
     queues: Vec<(QueueId, u32)>,
     kinds: Vec<(Kind, u32)>,
     groups: Vec<Group>,
+    keys: Vec<Key>,
     total: u32,
 }
 
@@ -96,6 +105,10 @@ impl Leaving {
 
     pub(super) fn of_group(&self, group: Group) -> usize {
         self.groups.iter().filter(|other| **other == group).count()
+    }
+
+    pub(super) fn of_key(&self, key: Key) -> u32 {
+        self.keys.iter().filter(|other| **other == key).count() as u32
     }
 
     pub(super) fn of_kind(&self, kind: Kind) -> u32 {
@@ -150,6 +163,7 @@ impl Board<'_> {
         self.gates[place] = Gate {
             bucket,
             limit: rule.concurrency.unwrap_or(UNLIMITED),
+            key_limit: rule.key_concurrency.unwrap_or(UNLIMITED),
             running,
             held: was.held,
             has_rate: rule.rate.is_some(),
@@ -204,7 +218,7 @@ impl Board<'_> {
     /// What ends with the call that brings these results.
     pub fn leaving(&self, ends: impl Iterator<Item = (TaskId, i64)>) -> Leaving {
         let mut leaving = Leaving::default();
-        if self.head.gates == 0 && self.head.in_groups == 0 {
+        if self.head.gates == 0 && self.head.in_groups == 0 && self.head.keyed == 0 {
             return leaving;
         }
         for (id, token) in ends {
@@ -212,6 +226,9 @@ impl Board<'_> {
             leaving.total += 1;
             if entry.group_next != APART {
                 leaving.groups.push(entry.group);
+            }
+            if entry.key_slot != APART {
+                leaving.keys.push(entry.key);
             }
             if entry.flags & ADMITTED != 0 {
                 match leaving.kinds.iter_mut().find(|(kind, _)| *kind == entry.kind) {

@@ -134,6 +134,7 @@ fn after_a_start_nothing_limited_goes_before_workers_have_spoken_and_rows_that_s
         priority: 0,
         kind: Kind::ANY,
         group: None,
+        key: None,
         written: true,
         counted: false,
     };
@@ -324,7 +325,7 @@ proptest! {
                     token += 1;
                     let row = AssertedRow {
                         fence: 0, due: 0, queue: number, priority: 0, kind: kind(n), written: n % 2 == 0, counted: false,
-                        group: None,
+                        group: None, key: None,
                     };
                     if board.assert_claim(workers[0], &Claim { id: id(n), token }, &row, now) {
                         claimed.insert(n, (queue, token));
@@ -335,6 +336,7 @@ proptest! {
                         paused,
                         concurrency,
                         rate: rated.then_some(Rate { count: 2, period: SECOND, burst: 3 }),
+                        key_concurrency: None,
                     });
                     prop_assert!(board.set_rule(&name(queue), rule.as_ref(), now));
                     rules[usize::from(queue)] = rule;

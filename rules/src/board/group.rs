@@ -10,9 +10,20 @@ use super::claim::Claim;
 use super::layout::NIL;
 use crate::Micros;
 use crate::names::Group;
+use crate::names::Key;
 
 /// In the place of the next entry of a chain: the entry is in none.
 pub(super) const APART: u32 = u32::MAX - 1;
+
+/// What the scheduler is to look for in the table.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(C)]
+pub enum Look {
+    /// The next task of a group.
+    Group(Group),
+    /// The next tasks of a key.
+    Key(Key),
+}
 
 /// Whether a task may run, as far as the other claims of its group go.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,28 +55,28 @@ impl Board<'_> {
         self.claims_in(group).next().is_some()
     }
 
-    /// The scheduler is to look which task of the group is the next.
-    pub fn ask_look(&mut self, group: Group) {
+    /// The scheduler is to look which tasks are the next.
+    pub fn ask_look(&mut self, look: Look) {
         let len = self.head.looks_len as usize;
-        if len > 0 && self.looks[len - 1] == group {
+        if len > 0 && self.looks[len - 1] == look {
             return;
         }
         match self.looks.get_mut(len) {
             Some(place) => {
-                *place = group;
+                *place = look;
                 self.head.looks_len += 1;
             }
             None => self.head.looks_lost = true,
         }
     }
 
-    /// Whether the scheduler is to look at a group.
+    /// Whether the scheduler is to look for the next tasks of a group or key.
     pub fn wants_look(&self) -> bool {
         self.head.looks_len > 0 || self.head.looks_lost
     }
 
-    /// The groups to look at. True when there were more than could be noted: the whole table is to be read.
-    pub fn take_looks(&mut self, out: &mut Vec<Group>) -> bool {
+    /// The groups and keys to look at. True when there were more than could be noted: the whole table is to be read.
+    pub fn take_looks(&mut self, out: &mut Vec<Look>) -> bool {
         out.extend_from_slice(&self.looks[..self.head.looks_len as usize]);
         self.head.looks_len = 0;
         std::mem::take(&mut self.head.looks_lost)
@@ -84,9 +95,28 @@ impl Board<'_> {
         self.head.in_groups += 1;
     }
 
+    /// Ends a claim whose task comes back by itself, at a later moment that the caller tells the scheduler: nobody is to look for it sooner.
+    pub fn postpone(&mut self, claim: &Claim) -> bool {
+        let Some(index) = self.find_claim(&claim.id, claim.token) else { return false };
+        let entry = &self.entries[index as usize];
+        let (in_group, has_key) = (entry.group_next != APART, entry.key_slot != APART);
+        if in_group {
+            self.leave_group(index);
+        }
+        if has_key {
+            self.leave_key(index);
+        }
+        self.end_claim(&claim.id, claim.token)
+    }
+
     /// A claim of a group ends: another task may be the next.
     #[cold]
     pub(super) fn end_turn(&mut self, index: u32) {
+        let group = self.leave_group(index);
+        self.ask_look(Look::Group(group));
+    }
+
+    fn leave_group(&mut self, index: u32) -> Group {
         let group = self.entries[index as usize].group;
         let after = std::mem::replace(&mut self.entries[index as usize].group_next, APART);
         let bucket = self.group_bucket(group);
@@ -104,7 +134,7 @@ impl Board<'_> {
             }
         }
         self.head.in_groups -= 1;
-        self.ask_look(group);
+        group
     }
 
     fn claims_in(&self, group: Group) -> impl Iterator<Item = u32> {

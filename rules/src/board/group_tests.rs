@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::names::Group;
 
 fn memory() -> OwnedBoard {
     OwnedBoard::new(&Sizes { entries: 64, lanes: 6, workers: 2, queues: 8 })
@@ -63,7 +64,7 @@ fn the_turn_ends_with_the_claim_and_asks_for_a_look() {
     assert!(!board.has_turn(Group(7)) && board.has_turn(Group(8)));
     let mut looks = Vec::new();
     assert!(!board.take_looks(&mut looks) && !board.wants_look());
-    assert_eq!(looks, [Group(7)], "the same twice in a row is one look");
+    assert_eq!(looks, [Look::Group(Group(7))], "the same twice in a row is one look");
 }
 
 #[test]
@@ -90,6 +91,7 @@ fn a_chain_keeps_the_turn_and_a_worker_that_comes_back_brings_it() {
         priority: 0,
         kind: Kind::ANY,
         group: Some(Group(7)),
+        key: None,
         written: true,
         counted: false,
     };
@@ -102,11 +104,27 @@ fn a_chain_keeps_the_turn_and_a_worker_that_comes_back_brings_it() {
 }
 
 #[test]
+fn a_task_that_is_put_off_is_not_looked_for() {
+    let mut memory = memory();
+    let mut board = memory.board();
+    let worker = register(&mut board, 1);
+    push(&mut board, 1);
+    let [first] = claim(&mut board, worker, 1)[..] else { panic!("one is ready") };
+    assert_eq!(board.take_turn(&first, Group(7), 0, &Leaving::default()), Turn::Taken);
+    assert!(board.admit_key(&first, crate::names::Key(8), 0, &Leaving::default()));
+    let mut looks = Vec::new();
+    board.take_looks(&mut looks);
+    assert!(board.postpone(&first) && !board.postpone(&first));
+    assert!(!board.wants_look() && !board.has_turn(Group(7)));
+    assert_eq!(board.running_of_key(crate::names::Key(8)), 0);
+}
+
+#[test]
 fn more_looks_than_there_is_room_for_are_told_as_lost() {
     let mut memory = memory();
     let mut board = memory.board();
     for group in 0..17 {
-        board.ask_look(Group(group));
+        board.ask_look(Look::Group(Group(group)));
     }
     let mut looks = Vec::new();
     assert!(board.take_looks(&mut looks));
@@ -192,7 +210,7 @@ impl World {
                     return;
                 }
                 board.end_claim(&claim.id, claim.token);
-                board.ask_look(group);
+                board.ask_look(Look::Group(group));
             }
             Event::Commit(n) => {
                 let Some(claim) = choose(&mut self.running, n) else { return };
@@ -216,7 +234,8 @@ impl World {
             Event::Look => {
                 let mut looks = Vec::new();
                 assert!(!board.take_looks(&mut looks));
-                for group in looks {
+                for look in looks {
+                    let Look::Group(group) = look else { continue };
                     let next = oldest(&self.rows, group);
                     if let Some(next) = next.filter(|_| !board.has_turn(group)) {
                         push(board, next);

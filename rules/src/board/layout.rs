@@ -9,6 +9,7 @@ use crate::Micros;
 use crate::TaskId;
 use crate::WorkerId;
 use crate::names::Group;
+use crate::names::Key;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::place::Place;
@@ -49,12 +50,17 @@ impl Sizes {
         self.queues + 1
     }
 
-    /// The length of the hash table over the groups of claims: a power of two.
+    /// The length of the hash tables over the groups of claims and over keys: a power of two.
     pub fn group_buckets(&self) -> usize {
         (self.entries / 4).next_power_of_two()
     }
 
-    /// How many groups can be noted that the scheduler is to look at.
+    /// How many keys can have claims that count.
+    pub fn keys(&self) -> usize {
+        (self.entries / 4).max(16)
+    }
+
+    /// How many groups and keys can be noted that the scheduler is to look at.
     pub fn looks(&self) -> usize {
         (self.entries / 4).max(16)
     }
@@ -92,7 +98,10 @@ pub struct Head {
     /// Limits of steps; those in use come first.
     pub(super) kind_limits: [KindLimit; MAX_KIND_LIMITS],
     pub(super) kind_limits_len: u16,
-    /// There were more groups to look at than could be noted.
+    pub(super) keys_free: u32,
+    /// Claims of tasks that have a key.
+    pub(super) keyed: u32,
+    /// There were more groups and keys to look at than could be noted.
     pub(super) looks_lost: bool,
     /// Groups to look at.
     pub(super) looks_len: u32,
@@ -117,6 +126,8 @@ impl Head {
         trusted_until: 0,
         kind_limits: [KindLimit::NONE; MAX_KIND_LIMITS],
         kind_limits_len: 0,
+        keys_free: NIL,
+        keyed: 0,
         looks_lost: false,
         looks_len: 0,
         in_groups: 0,
@@ -171,6 +182,9 @@ pub struct Entry {
     /// The group of a claimed task, if `group_next` says that it has one.
     pub(super) group: Group,
     pub(super) group_next: u32,
+    /// The key of a claimed task, if `key_slot` says that it has one.
+    pub(super) key: Key,
+    pub(super) key_slot: u32,
     pub(super) hash_next: u32,
     pub(super) prev: u32,
     pub(super) next: u32,
@@ -198,6 +212,8 @@ impl Entry {
         place: Place::UNKNOWN,
         group: Group(0),
         group_next: APART,
+        key: Key(0),
+        key_slot: APART,
         hash_next: NIL,
         prev: NIL,
         next: NIL,

@@ -4,7 +4,9 @@ use super::Board;
 use super::Entry;
 use super::Gate;
 use super::Head;
+use super::KeySlot;
 use super::Lane;
+use super::Look;
 use super::Sizes;
 use super::WorkerSlot;
 use crate::names::Group;
@@ -20,7 +22,9 @@ pub struct OwnedBoard {
     queues: Vec<QueueName>,
     gates: Vec<Gate>,
     group_buckets: Vec<u32>,
-    looks: Vec<Group>,
+    keys: Vec<KeySlot>,
+    key_buckets: Vec<u32>,
+    looks: Vec<Look>,
 }
 
 impl OwnedBoard {
@@ -35,7 +39,9 @@ impl OwnedBoard {
             queues: vec![QueueName::EMPTY; sizes.queues],
             gates: vec![Gate::OPEN; sizes.gates()],
             group_buckets: vec![0; sizes.group_buckets()],
-            looks: vec![Group(0); sizes.looks()],
+            keys: vec![KeySlot::EMPTY; sizes.keys()],
+            key_buckets: vec![0; sizes.group_buckets()],
+            looks: vec![Look::Group(Group(0)); sizes.looks()],
         };
         owned.board().reset();
         owned
@@ -52,6 +58,8 @@ impl OwnedBoard {
             queues: &mut self.queues,
             gates: &mut self.gates,
             group_buckets: &mut self.group_buckets,
+            keys: &mut self.keys,
+            key_buckets: &mut self.key_buckets,
             looks: &mut self.looks,
         }
     }

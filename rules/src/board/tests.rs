@@ -292,6 +292,7 @@ fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
         priority: 0,
         kind: Kind::new("a", "b"),
         group: None,
+        key: None,
         written: false,
         counted: false,
     };
@@ -316,6 +317,7 @@ fn an_asserted_claim_whose_attempt_the_row_counts_is_not_counted_again() {
         priority: 0,
         kind: Kind::new("a", "b"),
         group: None,
+        key: None,
         written: true,
         counted: true,
     };

@@ -230,7 +230,6 @@ async fn a_delete_that_is_rolled_back_leaves_the_order_and_one_that_commits_late
     assert_eq!(exchange(&mut worker, 5).await?, "a4");
     user.run("COMMIT").await?;
     db.run(&note("a5", "a")).await?;
-    db.until("SELECT ready > 0 FROM pg_task.scheduler").await?;
     assert_eq!(exchange(&mut worker, 5).await?, "");
     done(&mut worker, "a4", 0).await?;
     db.until("SELECT ready = 1 FROM pg_task.scheduler").await?;

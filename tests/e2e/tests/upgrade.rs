@@ -70,10 +70,17 @@ fn artificial() -> Result<(String, String)> {
     update += &take(&mut old, "COMMENT ON CONSTRAINT task_options_are_an_object", "';")?;
     update += &take(&mut old, "CREATE INDEX task_group", ";")?;
     update += &take(&mut old, "COMMENT ON INDEX pg_task.task_group", "';")?;
-    update += &take(&mut old, "CREATE TRIGGER task_group_delete", ";")?;
-    update += &take(&mut old, "COMMENT ON TRIGGER task_group_delete", "';")?;
-    update += &take(&mut old, "ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_group_delete", ";")?;
+    update += &take(&mut old, "CREATE TRIGGER task_gone", ";")?;
+    update += &take(&mut old, "COMMENT ON TRIGGER task_gone", "';")?;
+    update += &take(&mut old, "ALTER TABLE pg_task.task ENABLE ALWAYS TRIGGER task_gone", ";")?;
     update += &take(&mut old, "CREATE VIEW pg_task.groups", "IS 'Tasks behind it';")?;
+    update += &take(&mut old, "CREATE INDEX task_key", ";")?;
+    update += &take(&mut old, "COMMENT ON INDEX pg_task.task_key", "';")?;
+    update += &take(
+        &mut old,
+        "CREATE VIEW pg_task.keys",
+        "key_concurrency IS 'The most that run at once; NULL for any number';",
+    )?;
     // The view of problems looks at groups.
     let start = old.find("CREATE VIEW pg_task.problems").context("no such view")?;
     let end = old[start..].find("COMMENT ON VIEW").context("it has a comment")?;

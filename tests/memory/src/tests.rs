@@ -64,6 +64,8 @@ fn parts(layout: &Layout, area: &Area) -> Vec<Range<usize>> {
         range(area, board.queues),
         range(area, board.gates),
         range(area, board.group_buckets),
+        range(area, board.keys),
+        range(area, board.key_buckets),
         range(area, board.looks),
         range(area, std::slice::from_ref(&*inbox.head)),
         range(area, inbox.ring),

@@ -20,6 +20,8 @@ pub(super) struct Options<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) group: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) meta: Option<&'a Map<String, Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) retry: Option<RetryPolicy>,
@@ -36,6 +38,7 @@ impl Options<'_> {
     pub(super) const NONE: Self = Self {
         deadline: None,
         group: None,
+        key: None,
         meta: None,
         retry: None,
         tags: None,
