@@ -69,6 +69,7 @@ BEGIN
         pg_task.reprioritize_all(integer, text, text, text, text, interval, integer, integer, uuid[], integer, boolean),
         pg_task.reschedule_all(timestamptz, text, text, text, text, interval, integer, integer, uuid[], integer, boolean) TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.find(text[], jsonb, text) TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.wait(uuid, interval) TO %s', role);
     EXECUTE pg_catalog.format('GRANT INSERT, DELETE, UPDATE ON pg_task.queue, pg_task.step_limit TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer),
         pg_task.pause_queue(text), pg_task.resume_queue(text), pg_task.drop_queue(text), pg_task.queue_states(),

@@ -40,6 +40,9 @@ struct Pending {
     /// Tasks and the subtransactions that deleted them.
     cancelled: Vec<(TaskId, pg_sys::SubTransactionId)>,
     looks: Vec<Look>,
+    /// Tasks that SQL has ended or parked, for those who wait for them.
+    ended: Vec<TaskId>,
+    many_ended: bool,
     rescan_from: Micros,
     /// Tasks were taken off the board that this transaction has changed.
     withheld: bool,
@@ -58,6 +61,8 @@ impl Pending {
         hints: Vec::new(),
         cancelled: Vec::new(),
         looks: Vec::new(),
+        ended: Vec::new(),
+        many_ended: false,
         rescan_from: Micros::MAX,
         withheld: false,
         rules: Vec::new(),
@@ -73,6 +78,8 @@ impl Pending {
         self.hints.clear();
         self.cancelled.clear();
         self.looks.clear();
+        self.ended.clear();
+        self.many_ended = false;
         self.rescan_from = Micros::MAX;
         self.withheld = false;
         self.rules.clear();
@@ -123,6 +130,17 @@ pub fn note_look(look: Look) {
         Some(last) if *last == look => {}
         _ if pending.looks.len() < MAX_HINTS => pending.looks.push(look),
         _ => pending.rescan_from = Micros::MIN,
+    });
+}
+
+/// A task was ended or parked by SQL, if this transaction commits.
+pub fn note_ended(id: TaskId) {
+    note(|pending| {
+        if pending.ended.len() < MAX_HINTS {
+            pending.ended.push(id);
+        } else {
+            pending.many_ended = true;
+        }
     });
 }
 
@@ -260,6 +278,12 @@ fn tell(pending: &Pending) {
         }
         return;
     };
+    // A read of the table is asked for when nothing is known of what has committed.
+    if pending.many_ended || pending.rescan_from == Micros::MIN {
+        slot.control().waiters.wake_all();
+    } else {
+        slot.control().waiters.wake(pending.ended.iter());
+    }
     let mut wake = pending.recheck;
     if pending.recheck {
         slot.control().recheck.store(true, SeqCst);

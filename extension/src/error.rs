@@ -201,6 +201,23 @@ pub enum Error {
     /// A trigger function was called in another way.
     #[error("the function can only be called as a trigger of pg_task.task")]
     TriggerOnly,
+    /// A result that is too large.
+    #[error("the result has {size} bytes, more than the limit of {limit}")]
+    ResultTooLarge {
+        /// Its stored size.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// All places for sessions that wait are taken.
+    #[error("all {limit} places for sessions that wait for a task are taken")]
+    WaitersFull {
+        /// How many there are.
+        limit: usize,
+    },
+    /// `wait` where the end of the task cannot be seen or cannot come.
+    #[error("pg_task.wait cannot wait {0}")]
+    WaitTransaction(&'static str),
     /// A worker's name that is too long.
     #[error("a worker's name must have at most {limit} bytes, not {got}")]
     WorkerName {
@@ -271,6 +288,9 @@ impl Error {
             Self::QueuesFull | Self::QueueRulesFull | Self::StepLimitsFull | Self::WorkersFull { .. } => {
                 ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
             }
+            Self::ResultTooLarge { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::WaitersFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::WaitTransaction(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::WorkerRole => ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
@@ -311,6 +331,9 @@ impl Error {
             Self::TooMany { .. } => "A worker has a place of fixed size in shared memory.".into(),
             Self::Transaction(_) => "Claims are settled when the transaction ends, and every row is read as it is at that moment.".into(),
             Self::TriggerOnly => "It reads the columns of that table.".into(),
+            Self::ResultTooLarge { .. } => "The size is that of the stored jsonb.".into(),
+            Self::WaitersFull { .. } => "A session that waits has a place in shared memory, from which the end of the task wakes it.".into(),
+            Self::WaitTransaction(_) => "The end of a task is another transaction's work, and shows when that has committed.".into(),
             Self::WorkerRole => "A worker belongs to the role that registered it first.".into(),
             Self::WorkerName { .. } => "The length is counted in bytes, not in characters.".into(),
             Self::WorkersFull { .. } => "A worker has a place of fixed size in shared memory.".into(),
@@ -376,6 +399,11 @@ impl Error {
             Self::TriggerOnly => "For a table of your own use pg_task.enqueue_row.".into(),
             Self::WorkerName { .. } => "Use a short name; it is for people only.".into(),
             Self::WorkersFull { .. } => "Raise pg_task.max_workers and restart the server.".into(),
+            Self::ResultTooLarge { .. } => {
+                "Keep large data in a table of your own and return its key, or raise pg_task.max_step_size.".into()
+            }
+            Self::WaitersFull { .. } => "Wait in fewer sessions, or look at pg_task.task and pg_task.history now and then.".into(),
+            Self::WaitTransaction(_) => "Commit first, and wait in a READ COMMITTED transaction of its own.".into(),
             Self::WorkerRole => "Register with a UUID of your own.".into(),
         }
     }

@@ -116,6 +116,10 @@ pub fn at_end(committed: bool) {
                 returned |= board.wants_look();
             }
         });
+        if committed {
+            let over = unsettled.ends.iter().filter(|(_, _, end)| matches!(end, End::Over));
+            slot.control().waiters.wake(over.map(|(id, ..)| id));
+        }
         if committed && !unsettled.hints.is_empty() {
             slot.with_inbox(|inbox| {
                 for hint in &unsettled.hints {

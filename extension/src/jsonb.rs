@@ -94,6 +94,17 @@ pub unsafe fn text(datum: Datum) -> String {
     }
 }
 
+/// Checks what a step has returned before it is stored.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn check_result(datum: Datum) -> Result<(), Error> {
+    // SAFETY: reads the header only.
+    let size = unsafe { pg_sys::toast_raw_datum_size(datum) };
+    let limit = guc::max_step_size();
+    if size > limit { Err(Error::ResultTooLarge { size, limit }) } else { Ok(()) }
+}
+
 /// The start of a `jsonb` as text, for error messages.
 ///
 /// # Safety

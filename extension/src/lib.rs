@@ -33,6 +33,8 @@ mod triggers;
 mod utility_hook;
 mod uuid7;
 mod version;
+mod wait;
+mod waiters;
 
 pg_module_magic!(name = c"pg_task", version = c"0.1.0");
 
@@ -41,7 +43,8 @@ extension_sql_file!("../../sql/20_task.sql", name = "task", requires = ["schema"
 extension_sql_file!("../../sql/25_queue.sql", name = "queue", requires = ["task"]);
 extension_sql_file!("../../sql/27_step_limit.sql", name = "step_limit", requires = ["queue"]);
 extension_sql_file!("../../sql/28_history.sql", name = "history", requires = ["step_limit"]);
-extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["history"]);
+extension_sql_file!("../../sql/29_wait.sql", name = "wait", requires = ["history"]);
+extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["wait"]);
 extension_sql_file!("../../sql/40_work.sql", name = "work", requires = ["produce"]);
 extension_sql_file!("../../sql/50_operate.sql", name = "operate", requires = ["work"]);
 extension_sql_file!("../../sql/55_bulk.sql", name = "bulk", requires = ["operate"]);

@@ -20,6 +20,7 @@ use pgrx::pg_sys;
 
 use crate::guc;
 use crate::memory::Layout;
+use crate::waiters::Waiters;
 
 const NAME: &std::ffi::CStr = c"pg_task";
 
@@ -100,6 +101,8 @@ pub struct Control {
     pub history_part: AtomicU32,
     /// Rows of the history that were written, those of transactions that were rolled back included.
     pub history_written: AtomicU64,
+    /// Sessions that wait for the end of a task.
+    pub waiters: Waiters,
     /// Counts the changes of the settings of queues that are on the board. Changed under the board's lock.
     pub rules_version: AtomicU64,
     /// A scheduler has taken an epoch for the tokens since the board was emptied.

@@ -222,11 +222,12 @@ fn on_delete(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     let trigger = own_trigger(call)?;
     let row = Row { tuple: trigger.tg_trigtuple, trigger };
-    if let (Some(id), Some(slot)) = (row.id(), shmem::my_slot())
-        && let Some(mut history) = History::open(slot)
-    {
-        history.add(|column| row.datum(column), &history::end_of(&id));
-        history.close(slot);
+    if let (Some(id), Some(slot)) = (row.id(), shmem::my_slot()) {
+        commit::note_ended(id);
+        if let Some(mut history) = History::open(slot) {
+            history.add(|column| row.datum(column), &history::end_of(&id));
+            history.close(slot);
+        }
     }
     Ok(Some(Datum::from(row.tuple)))
 }
@@ -240,6 +241,9 @@ fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
     if let Some(id) = row.id() {
         let payload = CString::new(uuid7::text(&id)).expect("an id's text has no zero byte");
         spi::notify(c"pg_task_error", &payload);
+        if shmem::ready() {
+            commit::note_ended(id);
+        }
     }
     Ok(Some(Datum::from(tuple)))
 }

@@ -11,10 +11,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::DateTime;
 use chrono::Utc;
+use serde::Serialize;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::Error;
 use crate::StepError;
 use crate::StepName;
 use crate::Tx;
@@ -122,6 +124,17 @@ impl Context {
     /// attempt that was given up and goes on nevertheless cannot overwrite the work of a later one.
     pub fn token(&self) -> i64 {
         self.token
+    }
+
+    /// Sets what the task returns if it ends with this step: any value that is JSON. It is kept in `pg_task.history`, for
+    /// [`crate::Handle::result`] and `pg_task.wait`; a later call replaces it, and a step that fails or has a next one returns nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::SerializeResult`] when the value is no JSON. One that is larger than `pg_task.max_step_size` parks the task.
+    pub fn set_result(&self, value: &impl Serialize) -> crate::Result<()> {
+        let json = serde_json::value::to_raw_value(value).map_err(Error::SerializeResult)?;
+        self.control.set_result(json);
+        Ok(())
     }
 
     /// When the step was due.

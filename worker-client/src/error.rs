@@ -15,6 +15,12 @@ pub enum Error {
     /// The JSON in a row is not a step of this program.
     #[error("can't deserialize step (was it changed since the task was enqueued?): {1}")]
     DeserializeStep(#[source] serde_json::Error, String),
+    /// What a step returns could not be turned into JSON.
+    #[error("can't serialize the result of a step")]
+    SerializeResult(#[source] serde_json::Error),
+    /// What a task has returned is of another type.
+    #[error("can't deserialize the result of a task: {1}")]
+    DeserializeResult(#[source] serde_json::Error, String),
     /// The connection for notifications could not be opened.
     #[error("listener can't connect to the db")]
     ListenerConnect(#[source] sqlx::Error),

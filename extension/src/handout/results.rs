@@ -92,8 +92,8 @@ thread_local! {
 /// What a step ended in. The numbers are those of the protocol.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// 0: the row goes away.
-    Done,
+    /// 0: the row goes away. With what the step has returned, a jsonb.
+    Done(Option<Datum>),
     /// 1: the next step, now.
     Next(Datum),
     /// 2: the next step, at a moment.
@@ -170,7 +170,7 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
         };
         let step = || needed(at(&steps, index), "steps", index);
         let outcome = match code {
-            0 => Outcome::Done,
+            0 => Outcome::Done(at(&steps, index)),
             1 => Outcome::Next(step()?),
             2 => Outcome::NextAt(step()?, delay()?),
             3 | 10 => Outcome::Retry {
@@ -212,7 +212,14 @@ pub fn read_one(call: &Call) -> Result<StepResult, Error> {
         unsafe { jsonb::check(step) }.map(|()| step)
     };
     let outcome = match i64::from(call.int4(4, "outcome")?) {
-        0 => Outcome::Done,
+        0 => {
+            let result = call.datum(5);
+            if let Some(result) = result {
+                // SAFETY: declared as jsonb.
+                unsafe { jsonb::check_result(result) }?;
+            }
+            Outcome::Done(result)
+        }
         1 => Outcome::Next(step()?),
         2 => Outcome::NextAt(step()?, due_after(int8(6, "delay")?)?),
         got => return Err(Error::OutOfRange { name: "outcome", low: 0, high: 2, got }),
@@ -229,22 +236,22 @@ fn due_after(delay: i64) -> Result<Micros, Error> {
     Ok(spi::transaction_time().saturating_add(delay).min(LAST))
 }
 
-/// A next step that cannot be stored parks its task with the reason; the rest of the call goes on.
+/// A next step or a result that cannot be stored parks its task with the reason; the rest of the call goes on.
 fn valid(outcome: Outcome) -> Outcome {
-    let (Outcome::Next(step)
-    | Outcome::NextAt(step, _)
-    | Outcome::Retry { give_up: Some(step), .. }
-    | Outcome::Park { give_up: Some(step), .. }
-    | Outcome::GiveUp { give_up: Some(step), .. }) = &outcome
-    else {
-        return outcome;
+    let (what, checked) = match &outcome {
+        Outcome::Next(step)
+        | Outcome::NextAt(step, _)
+        | Outcome::Retry { give_up: Some(step), .. }
+        | Outcome::Park { give_up: Some(step), .. }
+        // SAFETY: declared as jsonb[].
+        | Outcome::GiveUp { give_up: Some(step), .. } => ("next step", unsafe { jsonb::check(*step) }),
+        // SAFETY: as above.
+        Outcome::Done(Some(result)) => ("result", unsafe { jsonb::check_result(*result) }),
+        _ => return outcome,
     };
-    // SAFETY: declared as jsonb[].
-    match unsafe { jsonb::check(*step) } {
+    match checked {
         Ok(()) => outcome,
-        Err(error) => {
-            Outcome::Park { error: format!("the next step was not stored: {error}"), give_up: None }
-        }
+        Err(error) => Outcome::Park { error: format!("the {what} was not stored: {error}"), give_up: None },
     }
 }
 
@@ -282,7 +289,7 @@ pub fn write(
             continue;
         }
         match result.outcome {
-            Outcome::Done => deletes.push(index),
+            Outcome::Done(_) => deletes.push(index),
             Outcome::Release | Outcome::Unknown => {}
             _ => updates.push(index),
         }
@@ -399,7 +406,10 @@ impl Writer<'_> {
             worker: self.worker,
             started_at: held.map(|held| held.since),
             is_counted: held.is_some_and(|held| held.is_counted()),
-            result: None,
+            result: match self.results[index].outcome {
+                Outcome::Done(result) => result,
+                _ => None,
+            },
         }
     }
 

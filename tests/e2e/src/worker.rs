@@ -30,6 +30,7 @@ pg_task::task!(Test {
     Meta,
     Note,
     Panic,
+    Return,
     Sleep,
     Slow,
     Turn
@@ -55,6 +56,20 @@ pub struct Note {
 impl Step<Test, Context> for Note {
     async fn step(self, cx: &Context) -> StepResult<Test> {
         cx.state::<Ledger>().note(&self.key)?;
+        NextStep::none()
+    }
+}
+
+/// Returns its value.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Return {
+    value: serde_json::Value,
+}
+
+impl Step<Test, Context> for Return {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.set_result(&"replaced")?;
+        cx.set_result(&self.value)?;
         NextStep::none()
     }
 }
@@ -85,7 +100,10 @@ impl Step<Test, Context> for Chain {
         cx.state::<Ledger>().note(&format!("{key} {left} {}", cx.token()))?;
         match left {
             0 => NextStep::none(),
-            left => NextStep::now(Chain { key, left: left - 1 }),
+            left => {
+                cx.set_result(&left)?;
+                NextStep::now(Chain { key, left: left - 1 })
+            }
         }
     }
 }
@@ -293,6 +311,8 @@ impl Step<Test, Tx> for Exact {
             },
             _ => {}
         }
+        // What a step that goes on, or fails, sets is not what the task returns.
+        tx.context().set_result(&key)?;
         match left {
             0 => NextStep::none(),
             left => NextStep::now(Exact { key, left: left - 1, how }),

@@ -43,6 +43,8 @@ async fn the_tasks_of_a_killed_worker_run_elsewhere_and_the_attempt_is_counted()
     assert_eq!(lines.iter().filter(|line| *line == "a begins").count(), 10);
     assert_eq!(lines.iter().filter(|line| *line == "a ends").count(), 5);
     assert_eq!(db.ask("SELECT lost FROM pg_task.scheduler").await?, "5");
+    let history = "SELECT count(*) || ' ' || count(DISTINCT id) || ' ' || min(attempts) FROM pg_task.history WHERE outcome = 'done'";
+    assert_eq!(db.ask(history).await?, "5 5 2");
     Ok(())
 }
 

@@ -150,6 +150,7 @@ const EVERYTHING: &[&str] = &[
     "TABLE pg_task.step_limits",
     r#"INSERT INTO pg_task.task (id, step) VALUES ('00000000-0000-0000-0000-0000000000de', '{"Test": {"Ended": 1}}')"#,
     "DELETE FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) '00000000-0000-0000-0000-0000000000de'",
+    "SELECT pg_task.wait(pg_task.uuid7(), '1 s')",
     "TABLE pg_task.history",
     "TABLE pg_task.queues",
     "TABLE pg_task.running",
@@ -219,7 +220,7 @@ async fn what_runs_as_the_owner_pins_its_search_path_and_is_not_for_everyone() -
     assert_eq!(
         db.ask("SELECT count(*) FROM pg_proc WHERE pronamespace = 'pg_task'::regnamespace AND prosecdef")
             .await?,
-        "6"
+        "7"
     );
     // Names in the schema of temporary objects come first for tables: none of ours is looked for without its schema.
     let mut session = login(&db, "temp_attacker").await?;

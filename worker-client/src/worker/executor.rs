@@ -98,12 +98,23 @@ pub(super) enum Source<T> {
 pub(crate) struct Control {
     token: OnceLock<CancellationToken>,
     drop: Notify,
+    /// What the task returns, if the step ends it.
+    result: Mutex<Option<Box<RawValue>>>,
 }
 
 impl Control {
     /// The token that is cancelled when the step is to end.
     pub(crate) fn token(&self) -> &CancellationToken {
         self.token.get_or_init(CancellationToken::new)
+    }
+
+    /// Keeps what the task returns.
+    pub(crate) fn set_result(&self, result: Box<RawValue>) {
+        *lock(&self.result) = Some(result);
+    }
+
+    fn take_result(&self) -> Option<Json<Box<RawValue>>> {
+        lock(&self.result).take().map(Json)
     }
 
     /// Asks the step to end.
@@ -125,7 +136,7 @@ pub(super) struct Finished<T> {
 
 /// What a step ended in, as the protocol has it. The next step is kept, to go on with it without reading it back.
 pub(super) enum Outcome<T> {
-    Done,
+    Done(Option<Json<Box<RawValue>>>),
     Next(Json<Box<RawValue>>, T),
     NextAfter(Json<Box<RawValue>>, i64),
     Retry {
@@ -159,9 +170,17 @@ impl<T> Outcome<T> {
         Self::Park { error: source_chain::text(error), instead: None }
     }
 
+    /// Takes along what the task returns.
+    fn with_result_of(self, control: &Control) -> Self {
+        match (self, control.take_result()) {
+            (Self::Done(None), result) => Self::Done(result),
+            (outcome, _) => outcome,
+        }
+    }
+
     pub(super) fn code(&self) -> i16 {
         match self {
-            Self::Done => 0,
+            Self::Done(_) => 0,
             Self::Next(..) => 1,
             Self::NextAfter(..) => 2,
             Self::Retry { exact: false, .. } => 3,
@@ -177,7 +196,7 @@ impl<T> Outcome<T> {
 
     pub(super) fn step(&self) -> Option<&Json<Box<RawValue>>> {
         match self {
-            Self::Next(step, _) | Self::NextAfter(step, _) => Some(step),
+            Self::Next(step, _) | Self::NextAfter(step, _) | Self::Done(Some(step)) => Some(step),
             Self::Retry { instead, .. } | Self::GiveUp { instead, .. } | Self::Park { instead, .. } => {
                 instead.as_ref()
             }
@@ -310,7 +329,10 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
     let Start { claim, tried, source, control } = start;
     let Claim { id, fence, token, due, .. } = claim;
     let (queue, options) = (claim.queue.clone(), claim.options.clone());
-    let finished = move |outcome| Finished { claim, outcome };
+    let finished = {
+        let control = control.clone();
+        move |outcome: Outcome<T>| Finished { claim, outcome: outcome.with_result_of(&control) }
+    };
     let (step, json) = match decode::<T>(source) {
         Ok(decoded) => decoded,
         Err(outcome) => {
@@ -554,7 +576,7 @@ impl Attempt {
         match result {
             Ok(NextStep::None) => {
                 info!("[{id}] done");
-                Outcome::Done
+                Outcome::Done(None)
             }
             Ok(NextStep::Now(step)) => match enqueue::step(&step) {
                 Ok(json) => {
@@ -631,7 +653,7 @@ impl Attempt {
         tx: Box<Tx>,
     ) -> Result<Outcome<T>, CommitError> {
         let Self { id, fence, .. } = *self;
-        let outcome = self.outcome(Ok(next));
+        let outcome = self.outcome(Ok(next)).with_result_of(&tx.context().control);
         if matches!(outcome, Outcome::Park { .. }) {
             tx.roll_back().await;
             return Ok(outcome);

@@ -127,7 +127,7 @@ fn query<T>(worker: Uuid, call: &Call<T>) -> Query<'static, Postgres, PgArgument
             .bind(results.iter().map(|result| result.claim.fence).collect::<Vec<_>>())
             .bind(results.iter().map(|result| result.claim.token).collect::<Vec<_>>())
     };
-    let query = if results.iter().all(|result| matches!(result.outcome, Outcome::Done)) {
+    let query = if results.iter().all(|result| matches!(result.outcome, Outcome::Done(None))) {
         query
             .bind(None::<Vec<i16>>)
             .bind(None::<Vec<Option<Json<Box<RawValue>>>>>)
