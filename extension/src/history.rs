@@ -87,6 +87,11 @@ pub struct History {
     relation: pg_sys::Relation,
     part: u32,
     now: Micros,
+    /// The outcome of most rows.
+    done: Datum,
+    /// The columns of one row; those behind our own are NULL.
+    datums: Vec<Datum>,
+    nulls: Vec<bool>,
     rows: Vec<*mut pg_sys::TupleTableSlot>,
     ids: Vec<TaskId>,
     indexes: Option<Indexes>,
@@ -113,10 +118,14 @@ impl History {
                 pg_sys::table_close(relation, pg_sys::NoLock as i32);
                 return None;
             }
+            let columns = (*(*relation).rd_att).natts as usize;
             Some(Self {
                 relation,
                 part,
                 now: background::now(),
+                done: spi::text("done").unwrap_or(Datum::null()),
+                datums: vec![Datum::null(); columns],
+                nulls: vec![true; columns],
                 rows: Vec::new(),
                 ids: Vec::new(),
                 indexes: None,
@@ -145,7 +154,7 @@ impl History {
             spi::int(attempts),
             row(Column::Priority),
             spi::int(self.part),
-            spi::text(if done.is_some() { "done" } else { "cancelled" }),
+            done.map_or_else(|| spi::text("cancelled"), |_| Some(self.done)),
             row(Column::Queue),
             row(Column::Step),
             row(Column::Error),
@@ -156,18 +165,16 @@ impl History {
         // SAFETY: the table's first columns have the values' types (see `is_as_made`); further ones are NULL. The row is copied.
         unsafe {
             let descriptor = (*self.relation).rd_att;
-            let columns = (*descriptor).natts as usize;
-            let mut datums = vec![Datum::null(); columns];
-            let mut nulls = vec![true; columns];
             for (index, value) in values.into_iter().enumerate() {
-                datums[index] = value.unwrap_or(Datum::null());
-                nulls[index] = value.is_none();
+                self.datums[index] = value.unwrap_or(Datum::null());
+                self.nulls[index] = value.is_none();
             }
             if self.rows.len() == self.ids.len() {
                 self.rows
                     .push(pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsHeapTuple));
             }
-            let tuple = pg_sys::heap_form_tuple(descriptor, datums.as_mut_ptr(), nulls.as_mut_ptr());
+            let tuple =
+                pg_sys::heap_form_tuple(descriptor, self.datums.as_mut_ptr(), self.nulls.as_mut_ptr());
             pg_sys::ExecStoreHeapTuple(tuple, self.rows[self.ids.len()], true);
             self.ids.push(spi::uuid_from(id));
         }
