@@ -288,3 +288,28 @@ COMMENT ON COLUMN pg_task.keys.key IS 'The option "key" of its tasks';
 COMMENT ON COLUMN pg_task.keys.due IS 'Tasks that are due, the running ones included';
 COMMENT ON COLUMN pg_task.keys.running IS 'Tasks that workers hold at this moment, what counts against the limit';
 COMMENT ON COLUMN pg_task.keys.key_concurrency IS 'The most that run at once; NULL for any number';
+CREATE VIEW pg_task.unique_keys AS
+    SELECT k.key, k.task_id, k.scope, s.state,
+           CASE WHEN k.expires_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp() THEN true
+                WHEN k.scope OPERATOR(pg_catalog.=) 'queued' THEN s.state OPERATOR(pg_catalog.=) 'queued'
+                WHEN k.scope OPERATOR(pg_catalog.=) 'running' THEN s.state OPERATOR(pg_catalog.<>) ALL (ARRAY['parked', 'gone'])
+                WHEN k.scope OPERATOR(pg_catalog.=) 'done' THEN s.state OPERATOR(pg_catalog.<>) 'gone'
+                ELSE false END AS held,
+           k.taken_at, k.expires_at
+    FROM pg_task.unique_key AS k
+    LEFT JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) k.task_id
+    LEFT JOIN pg_task.claims() AS c ON c.id OPERATOR(pg_catalog.=) k.task_id
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN t.id IS NULL THEN 'gone'
+                    WHEN t.error IS NOT NULL THEN 'parked'
+                    WHEN c.id IS NOT NULL OR t.locked_by IS NOT NULL THEN 'running'
+                    WHEN t.fence OPERATOR(pg_catalog.=) k.fence THEN 'queued'
+                    ELSE 'waiting' END AS state) AS s;
+COMMENT ON VIEW pg_task.unique_keys IS 'The keys of unique tasks, and whether each is held at this moment';
+COMMENT ON COLUMN pg_task.unique_keys.key IS 'The key';
+COMMENT ON COLUMN pg_task.unique_keys.task_id IS 'The task that it stands for';
+COMMENT ON COLUMN pg_task.unique_keys.scope IS 'Until when the task holds it: queued, running, done or period';
+COMMENT ON COLUMN pg_task.unique_keys.state IS 'The task is queued (no worker has begun with it), running, waiting (for its next step or try), parked or gone';
+COMMENT ON COLUMN pg_task.unique_keys.held IS 'Whether a call with this key meets the task now';
+COMMENT ON COLUMN pg_task.unique_keys.taken_at IS 'When the task was enqueued under the key';
+COMMENT ON COLUMN pg_task.unique_keys.expires_at IS 'Until then the key is held, whatever becomes of the task';

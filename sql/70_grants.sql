@@ -36,6 +36,8 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.enqueue(jsonb, text, integer, jsonb),
         pg_task.delay(jsonb, interval, text, integer, jsonb), pg_task.schedule(jsonb, timestamptz, text, integer, jsonb),
         pg_task.enqueue_many(jsonb[], text, integer, timestamptz, jsonb), pg_task.enqueue_row() TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
+        pg_task.enqueue_unique(jsonb, text, text, text, interval, timestamptz, text, integer, jsonb) TO %s', role);
 END $$;
 COMMENT ON FUNCTION pg_task.grant_produce(regrole) IS 'Lets a role enqueue tasks, by function or INSERT; it cannot read steps';
 
@@ -71,6 +73,7 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.find(text[], jsonb, text) TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.wait(uuid, interval) TO %s', role);
     EXECUTE pg_catalog.format('GRANT INSERT, DELETE, UPDATE ON pg_task.queue, pg_task.step_limit TO %s', role);
+    EXECUTE pg_catalog.format('GRANT DELETE ON pg_task.unique_key TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer),
         pg_task.pause_queue(text), pg_task.resume_queue(text), pg_task.drop_queue(text), pg_task.queue_states(),
         pg_task.limit_step(text, integer), pg_task.step_running(text) TO %s', role);

@@ -53,6 +53,7 @@ struct Pending {
     rules_stale: bool,
     recheck: bool,
     start: bool,
+    unique: bool,
 }
 
 impl Pending {
@@ -70,6 +71,7 @@ impl Pending {
         rules_stale: false,
         recheck: false,
         start: false,
+        unique: false,
     };
 
     /// Forgets everything but keeps the memory.
@@ -87,6 +89,7 @@ impl Pending {
         self.rules_stale = false;
         self.recheck = false;
         self.start = false;
+        self.unique = false;
     }
 }
 
@@ -188,6 +191,11 @@ pub fn note_rules_stale() {
 /// The extension may be another one after this transaction.
 pub fn note_recheck() {
     note(|pending| pending.recheck = true);
+}
+
+/// There are keys of unique tasks to be removed some day, if this transaction commits.
+pub fn note_unique() {
+    note(|pending| pending.unique = true);
 }
 
 /// This database wants a scheduler.
@@ -319,6 +327,9 @@ fn tell(pending: &Pending) {
         }
         slot.control().rules_stale.store(true, SeqCst);
         wake = true;
+    }
+    if pending.unique {
+        slot.control().has_keys.store(true, SeqCst);
     }
     if !pending.hints.is_empty() || pending.rescan_from != Micros::MAX {
         slot.with_inbox(|inbox| {

@@ -20,6 +20,16 @@ pub enum Error {
     /// `edit` was given nothing to change, or two things.
     #[error("pass either \"step\" or \"payload\"")]
     EditWhat,
+    /// A word that is none of those that an argument can be.
+    #[error("\"{name}\" cannot be \"{got}\"")]
+    Choice {
+        /// The argument.
+        name: &'static str,
+        /// The word.
+        got: String,
+        /// What it can be.
+        choices: String,
+    },
     /// A list that may be left out but not be empty.
     #[error("\"{name}\" must not be empty")]
     Empty {
@@ -47,6 +57,16 @@ pub enum Error {
     /// An id may not change.
     #[error("the id of a task cannot be changed")]
     IdChanged,
+    /// A unique task is there, and the caller wants an error then.
+    #[error("a task holds the key \"{key}\"")]
+    KeyHeld {
+        /// The key.
+        key: String,
+        /// The task.
+        task: String,
+        /// Until when it holds it.
+        scope: &'static str,
+    },
     /// Arrays that describe the same things differ in length.
     #[error("\"{name}\" has {got} elements, \"{other}\" has {want}")]
     LengthMismatch {
@@ -136,6 +156,12 @@ pub enum Error {
         /// The value.
         got: i64,
     },
+    /// A key that is to be held for a period that is not given.
+    #[error("the scope \"period\" needs a \"period\"")]
+    PeriodMissing,
+    /// A period that ends when it begins, or before.
+    #[error("a period must be longer than zero")]
+    PeriodNotPositive,
     /// A transaction that was given tasks cannot be prepared.
     #[error("cannot PREPARE a transaction that called pg_task.exchange or pg_task.finish")]
     Prepare,
@@ -218,6 +244,12 @@ pub enum Error {
     /// `wait` where the end of the task cannot be seen or cannot come.
     #[error("pg_task.wait cannot wait {0}")]
     WaitTransaction(&'static str),
+    /// Not a key.
+    #[error("a key must have 1 to 255 bytes, not {got}")]
+    UniqueKey {
+        /// Its length in bytes.
+        got: usize,
+    },
     /// A worker's name that is too long.
     #[error("a worker's name must have at most {limit} bytes, not {got}")]
     WorkerName {
@@ -258,6 +290,7 @@ impl Error {
         match self {
             Self::BurstWithoutRate
             | Self::EditWhat
+            | Self::Choice { .. }
             | Self::Empty { .. }
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
@@ -267,14 +300,18 @@ impl Error {
             | Self::OptionValue { .. }
             | Self::OptionsShape { .. }
             | Self::OutOfRange { .. }
+            | Self::PeriodMissing
+            | Self::PeriodNotPositive
             | Self::QueueName { .. }
             | Self::State { .. }
             | Self::StepName { .. }
             | Self::StepShape { .. }
+            | Self::UniqueKey { .. }
             | Self::WorkerName { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
             Self::Dimensions { .. } => ERRCODE_ARRAY_ELEMENT_ERROR,
             Self::EnqueueRowUse { .. } | Self::TriggerOnly => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::IdChanged => ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
+            Self::KeyHeld { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NotPreloaded | Self::NoScheduler => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Running => ERRCODE_OBJECT_IN_USE,
             Self::NotFinite { .. } => ERRCODE_DATETIME_FIELD_OVERFLOW,
@@ -298,6 +335,7 @@ impl Error {
     fn detail(&self) -> String {
         match self {
             Self::BurstWithoutRate => "It says how many hand-outs of a rate may gather. The call had no effect.".into(),
+            Self::Choice { .. } => "The call had no effect.".into(),
             Self::Dimensions { .. } => "The ids come back in one dimension, in the order of the steps.".into(),
             Self::EditWhat => "A step is the whole {\"Task\": {\"Step\": payload}}, a payload what is within it. The call had no effect.".into(),
             Self::Empty { .. } => "A worker that takes from nowhere would wait for ever.".into(),
@@ -307,6 +345,9 @@ impl Error {
             Self::EnqueueRowArguments { got } => got.clone(),
             Self::EnqueueRowUse { got } => (*got).into(),
             Self::IdChanged => "A worker may hold the task under its id.".into(),
+            Self::KeyHeld { task, scope, .. } => {
+                format!("It is held by the task {task}, with the scope \"{scope}\". The call had no effect.")
+            }
             Self::LengthMismatch { .. } => "The elements at one position belong together.".into(),
             Self::NegativeDelay => "The task would have been due before it was enqueued.".into(),
             Self::NotFinite { .. } => "An infinite time has no place in the order of what is due.".into(),
@@ -318,6 +359,8 @@ impl Error {
             Self::OptionsShape { got } => format!("The value is {got}"),
             Self::OptionsTooLarge { .. } => "The size is that of the stored jsonb. They are read with every hand-out.".into(),
             Self::OutOfRange { .. } => "The call had no effect.".into(),
+            Self::PeriodMissing => "Without one there is nothing that ends it. The call had no effect.".into(),
+            Self::PeriodNotPositive => "The key would be free before it was taken. The call had no effect.".into(),
             Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
             Self::Protocol { .. } => "This server speaks version 1.".into(),
             Self::QueueName { .. } => "The length is counted in bytes, not in characters.".into(),
@@ -334,6 +377,7 @@ impl Error {
             Self::ResultTooLarge { .. } => "The size is that of the stored jsonb.".into(),
             Self::WaitersFull { .. } => "A session that waits has a place in shared memory, from which the end of the task wakes it.".into(),
             Self::WaitTransaction(_) => "The end of a task is another transaction's work, and shows when that has committed.".into(),
+            Self::UniqueKey { .. } => "The length is counted in bytes, not in characters.".into(),
             Self::WorkerRole => "A worker belongs to the role that registered it first.".into(),
             Self::WorkerName { .. } => "The length is counted in bytes, not in characters.".into(),
             Self::WorkersFull { .. } => "A worker has a place of fixed size in shared memory.".into(),
@@ -349,6 +393,7 @@ impl Error {
     fn hint(&self) -> String {
         match self {
             Self::BurstWithoutRate => "Pass a rate too, for example rate => 100, per => '1 minute', burst => 10.".into(),
+            Self::Choice { choices, .. } => format!("Pass one of: {choices}."),
             Self::Dimensions { .. } => "Write the array in one dimension, or unnest it.".into(),
             Self::EditWhat => "For example: SELECT pg_task.edit(id, payload => '{\"name\": \"you\"}').".into(),
             Self::Empty { .. } => "Pass NULL, or leave the argument out, for all.".into(),
@@ -362,6 +407,7 @@ impl Error {
                 "Write CREATE TRIGGER … AFTER INSERT ON … FOR EACH ROW EXECUTE FUNCTION pg_task.enqueue_row('Task', 'Step').".into()
             }
             Self::IdChanged => "Enqueue a new task and cancel this one.".into(),
+            Self::KeyHeld { .. } => "To be answered with the id of that task instead, pass on_conflict => 'skip'; pg_task.unique_keys shows what holds a key.".into(),
             Self::LengthMismatch { .. } => "Pass arrays of equal lengths, or NULL for one that is not needed.".into(),
             Self::NegativeDelay => "Pass zero for a task that is due now.".into(),
             Self::NotPreloaded => {
@@ -378,6 +424,8 @@ impl Error {
             Self::OptionsShape { .. } => format!("Write an object with some of the keys {}, or leave it out.", options::names()),
             Self::OptionsTooLarge { .. } => "Keep large data in the step or in a table of your own.".into(),
             Self::OutOfRange { low, high, .. } => format!("Pass a value from {low} to {high}."),
+            Self::PeriodMissing => "Pass a period too, for example scope => 'period', period => '1 hour'.".into(),
+            Self::PeriodNotPositive => "Leave it out to hold the key as long as the scope says.".into(),
             Self::Prepare => "End the transaction by COMMIT; call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),
@@ -397,6 +445,7 @@ impl Error {
             Self::TooMany { .. } => "Start several workers, each for some of them, or pass NULL for all.".into(),
             Self::Transaction(_) => "Call it in a READ COMMITTED transaction and outside savepoints.".into(),
             Self::TriggerOnly => "For a table of your own use pg_task.enqueue_row.".into(),
+            Self::UniqueKey { .. } => "Use a short text that says what the task is about, such as 'invoice:7', or a hash of a long one.".into(),
             Self::WorkerName { .. } => "Use a short name; it is for people only.".into(),
             Self::WorkersFull { .. } => "Raise pg_task.max_workers and restart the server.".into(),
             Self::ResultTooLarge { .. } => {

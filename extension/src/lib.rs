@@ -30,6 +30,7 @@ mod task_table;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;
 mod triggers;
+mod unique;
 mod utility_hook;
 mod uuid7;
 mod version;
@@ -44,7 +45,8 @@ extension_sql_file!("../../sql/25_queue.sql", name = "queue", requires = ["task"
 extension_sql_file!("../../sql/27_step_limit.sql", name = "step_limit", requires = ["queue"]);
 extension_sql_file!("../../sql/28_history.sql", name = "history", requires = ["step_limit"]);
 extension_sql_file!("../../sql/29_wait.sql", name = "wait", requires = ["history"]);
-extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["wait"]);
+extension_sql_file!("../../sql/29_unique.sql", name = "unique", requires = ["wait"]);
+extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["unique"]);
 extension_sql_file!("../../sql/40_work.sql", name = "work", requires = ["produce"]);
 extension_sql_file!("../../sql/50_operate.sql", name = "operate", requires = ["work"]);
 extension_sql_file!("../../sql/55_bulk.sql", name = "bulk", requires = ["operate"]);

@@ -69,11 +69,15 @@ thread_local! {
 }
 
 /// Where a task goes, and its own settings: checked.
-struct Place {
-    queue: Datum,
-    name: QueueName,
-    priority: i16,
-    options: Option<Datum>,
+pub struct Place {
+    /// The queue, as the caller gave it.
+    pub queue: Datum,
+    /// The same.
+    pub name: QueueName,
+    /// The priority.
+    pub priority: i16,
+    /// The task's own settings.
+    pub options: Option<Datum>,
 }
 
 fn enqueue(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -131,7 +135,13 @@ fn insert(
     let due = due(call)?;
     let place = place(call, first_option, first_option + 2)?;
     let id = uuid7::new();
-    if !insert_below(&place, due, &[(id, step)])? {
+    insert_task(id, step, due, &place)?;
+    Ok(Some(uuid7::datum(&id)))
+}
+
+/// Inserts a task.
+pub fn insert_task(id: TaskId, step: Datum, due: Micros, place: &Place) -> Result<(), Error> {
+    if !insert_below(place, due, &[(id, step)])? {
         spi::connected(|spi| {
             let arguments = [
                 Some(spi::uuid(&id)),
@@ -150,7 +160,7 @@ fn insert(
             };
         });
     }
-    Ok(Some(uuid7::datum(&id)))
+    Ok(())
 }
 
 /// Inserts tasks below the executor, if nothing of the user's is to be done with them. False when nothing was written and SQL has to do it.
@@ -285,7 +295,7 @@ fn check_row_trigger(event: u32) -> Result<(), Error> {
 }
 
 /// The queue, the priority and the options among a function's arguments.
-fn place(call: &Call, first: usize, options: usize) -> Result<Place, Error> {
+pub fn place(call: &Call, first: usize, options: usize) -> Result<Place, Error> {
     let queue = call.required(first, "queue")?;
     // SAFETY: declared as text.
     let name = queue_name(&unsafe { spi::text_from(queue) })?;

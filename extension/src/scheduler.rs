@@ -4,6 +4,7 @@
 //! error: the failed tick is rolled back, logged once, and tried again after a while.
 
 mod beat;
+mod keys;
 mod retention;
 mod rules;
 mod tick;

@@ -103,6 +103,8 @@ pub struct Control {
     pub history_written: AtomicU64,
     /// Sessions that wait for the end of a task.
     pub waiters: Waiters,
+    /// Keys of unique tasks were taken since the scheduler last looked.
+    pub has_keys: AtomicBool,
     /// Counts the changes of the settings of queues that are on the board. Changed under the board's lock.
     pub rules_version: AtomicU64,
     /// A scheduler has taken an epoch for the tokens since the board was emptied.

@@ -2,6 +2,7 @@
 
 mod copy;
 mod options;
+mod unique;
 
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ use crate::RetryPolicy;
 use crate::Scheduler;
 pub use copy::enqueue_copy;
 use options::Options;
+pub use unique::OnConflict;
+pub use unique::Unique;
+pub use unique::UniqueOutcome;
+pub use unique::UniqueScope;
 
 /// Enqueues a task that is due now. Returns its id.
 ///

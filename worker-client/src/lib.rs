@@ -22,6 +22,10 @@ mod worker;
 
 pub use context::Context;
 pub use enqueue::Enqueue;
+pub use enqueue::OnConflict;
+pub use enqueue::Unique;
+pub use enqueue::UniqueOutcome;
+pub use enqueue::UniqueScope;
 pub use enqueue::delay;
 pub use enqueue::enqueue;
 pub use enqueue::enqueue_copy;

@@ -32,6 +32,7 @@ use pg_task_rules::token;
 use pgrx::pg_sys;
 
 use super::beat;
+use super::keys::Keys;
 use super::retention::Retention;
 use super::rules::Rules;
 use crate::background;
@@ -95,6 +96,7 @@ pub struct Ticker {
     book: DueBook,
     rules: Rules,
     retention: Retention,
+    keys: Keys,
     hints: Vec<Hint>,
     /// Tasks that are on the board in another lane than a hint says: their rows are to be asked.
     elsewhere: Vec<(TaskId, Place)>,
@@ -122,6 +124,7 @@ impl Ticker {
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
             rules: Rules::default(),
             retention: Retention::default(),
+            keys: Keys::new(background::now()),
             hints: Vec::new(),
             elsewhere: Vec::new(),
             later: BTreeSet::new(),
@@ -185,6 +188,7 @@ impl Ticker {
             pgrx::check_for_interrupts!();
         }
         self.announce_room();
+        self.keys.sweep(self.slot);
         Ok(self.next_wake())
     }
 
@@ -544,6 +548,7 @@ impl Ticker {
             self.later.first().map(|(at, _)| *at),
             self.rules.again_at(),
             self.retention.next_look(self.slot),
+            self.keys.again_at(),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
             Some(self.rescan_at),
         ]

@@ -148,6 +148,7 @@ fn text(dice: &mut Dice) -> String {
         1 => "q".repeat((dice.roll() % 200) as usize),
         2 => "ß💥".repeat((dice.roll() % 40) as usize),
         3 => format!("queue {}", dice.roll() % 3000),
+        4 => dice.pick(&["done", "queued", "running", "replace", "move", "skip"]).to_owned(),
         _ => dice.pick(&["default", "Test/Note", "a"]).to_owned(),
     }
 }
