@@ -63,6 +63,38 @@ COMMENT ON COLUMN pg_task.step_limits.concurrency IS 'The most that run at once'
 COMMENT ON COLUMN pg_task.step_limits.running IS 'Tasks that are at the step at this moment, what counts against the limit';
 COMMENT ON COLUMN pg_task.step_limits.waiting IS 'Tasks that were found to be at the step and wait for a place';
 
+CREATE VIEW pg_task.schedules AS
+    SELECT s.name, s.cron, s.time_zone,
+           CASE WHEN s.paused_at IS NOT NULL THEN 'paused'
+                WHEN s.failures OPERATOR(pg_catalog.>) 0 THEN 'failing'
+                WHEN s.next_at IS NULL THEN 'over'
+                ELSE 'active' END AS state,
+           s.next_at, s.last_at, s.last_run_at,
+           (SELECT pg_catalog.count(*) FROM pg_task.task AS t
+            WHERE t.id OPERATOR(pg_catalog.=) ANY (s.tasks) AND t.error IS NULL) AS unfinished,
+           pg_catalog.cardinality(s.waiting) AS waiting,
+           s.fired, s.skipped, s.error,
+           (SELECT pg_catalog.concat(a.key, '/', b.key)
+            FROM pg_catalog.jsonb_each(s.step) AS a, LATERAL pg_catalog.jsonb_each(a.value) AS b) AS step,
+           s.queue, s.declared_by
+    FROM pg_task.schedule AS s;
+COMMENT ON VIEW pg_task.schedules IS 'Schedules: when each ticks next, and what became of its last ticks';
+COMMENT ON COLUMN pg_task.schedules.name IS 'Its name';
+COMMENT ON COLUMN pg_task.schedules.cron IS 'When it ticks';
+COMMENT ON COLUMN pg_task.schedules.time_zone IS 'Whose clocks the cron fields are about';
+COMMENT ON COLUMN pg_task.schedules.state IS 'active; paused; failing (its tick could not be enqueued and is tried again); over (no tick is left)';
+COMMENT ON COLUMN pg_task.schedules.next_at IS 'The next tick';
+COMMENT ON COLUMN pg_task.schedules.last_at IS 'The last tick that is dealt with, with a task or without';
+COMMENT ON COLUMN pg_task.schedules.last_run_at IS 'When its last task was enqueued';
+COMMENT ON COLUMN pg_task.schedules.unfinished IS 'How many of its last tasks are still there and not parked; with overlap allow those that were enqueued together last';
+COMMENT ON COLUMN pg_task.schedules.waiting IS 'Ticks that wait for the end of a run';
+COMMENT ON COLUMN pg_task.schedules.fired IS 'Tasks that it has enqueued';
+COMMENT ON COLUMN pg_task.schedules.skipped IS 'Ticks that got no task, by its policies';
+COMMENT ON COLUMN pg_task.schedules.error IS 'Why it is failing';
+COMMENT ON COLUMN pg_task.schedules.step IS 'The step that it enqueues, as Task/Step';
+COMMENT ON COLUMN pg_task.schedules.queue IS 'The queue of its tasks';
+COMMENT ON COLUMN pg_task.schedules.declared_by IS 'The program that declares it; NULL when it was made by SQL';
+
 CREATE VIEW pg_task.workers AS
     SELECT w.id, w.name, r.rolname AS role, w.pid, w.state, w.queues, w.steps, w.claimed, w.registered_at,
            w.heartbeat_at, w.lease

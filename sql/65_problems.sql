@@ -70,6 +70,17 @@ CREATE VIEW pg_task.problems AS
     FROM pg_task.queue_states() AS s WHERE s.paused AND s.ready OPERATOR(pg_catalog.>) 0
         AND s.queue OPERATOR(pg_catalog.<>) '*'
     UNION ALL
+    SELECT 'schedule failing',
+           pg_catalog.concat('the schedule "', s.name, '" could not enqueue its task, ', s.failures, ' times in a row'),
+           'look at its error in pg_task.schedules; it is tried again by itself, at most a minute later'
+    FROM pg_task.schedule AS s WHERE s.failures OPERATOR(pg_catalog.>) 0
+    UNION ALL
+    SELECT 'schedule ahead',
+           pg_catalog.concat('the schedule "', s.name, '" has had its tick of ', s.last_at, ' already: the clock was set back'),
+           'nothing, when it was set back by a little; else UPDATE pg_task.schedule SET next_at = … to the tick that it should go on with'
+    FROM pg_task.schedule AS s
+    WHERE s.last_at OPERATOR(pg_catalog.>) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => 10))
+    UNION ALL
     SELECT 'worker places taken',
            pg_catalog.concat(pg_catalog.count(*), ' workers are known, as many as pg_task.max_workers allows'),
            'raise pg_task.max_workers and restart the server, or run fewer workers with more concurrency'

@@ -54,10 +54,23 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pg_task.grant_work(regrole) IS 'Lets a role run workers, and enqueue';
 
+CREATE FUNCTION pg_task.grant_schedule(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_task.grant_produce(role);
+    EXECUTE pg_catalog.format('GRANT SELECT, INSERT, DELETE, UPDATE ON pg_task.schedule TO %s', role);
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
+        pg_task.set_schedule(text, text, jsonb, text, text, integer, text, integer, text, interval, timestamptz, timestamptz, text, text, jsonb),
+        pg_task.drop_schedule(text), pg_task.pause_schedule(text), pg_task.resume_schedule(text), pg_task.run_schedule(text),
+        pg_task.next_ticks(text, text, timestamptz, integer) TO %s', role);
+END $$;
+COMMENT ON FUNCTION pg_task.grant_schedule(regrole) IS 'Lets a role make, change and run schedules, and enqueue; a worker that declares schedules needs it';
+
 CREATE FUNCTION pg_task.grant_administer(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_task.grant_work(role);
+    PERFORM pg_task.grant_schedule(role);
     EXECUTE pg_catalog.format('GRANT SELECT ON ALL TABLES IN SCHEMA pg_task TO %s', role);
     EXECUTE pg_catalog.format('GRANT DELETE, UPDATE (queue, priority, step, wakeup_at, tried, error, options) ON pg_task.task TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.resume(uuid), pg_task.resume_at(uuid, timestamptz),
@@ -80,6 +93,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pg_task.grant_administer(regrole) IS 'Lets a role see everything, resume, cancel, edit tasks, set, pause and resume queues, and stop workers';
 
-REVOKE EXECUTE ON FUNCTION pg_task.require_role(regrole), pg_task.grant_produce(regrole), pg_task.grant_work(regrole), pg_task.grant_administer(regrole) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pg_task.require_role(regrole), pg_task.grant_produce(regrole), pg_task.grant_work(regrole), pg_task.grant_schedule(regrole), pg_task.grant_administer(regrole) FROM PUBLIC;
 
 SELECT pg_task.start_scheduler();

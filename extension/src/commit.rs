@@ -51,6 +51,7 @@ struct Pending {
     /// Limits of steps, likewise.
     step_limits: Vec<(Kind, Option<u32>)>,
     rules_stale: bool,
+    schedules_stale: bool,
     recheck: bool,
     start: bool,
     unique: bool,
@@ -69,6 +70,7 @@ impl Pending {
         rules: Vec::new(),
         step_limits: Vec::new(),
         rules_stale: false,
+        schedules_stale: false,
         recheck: false,
         start: false,
         unique: false,
@@ -87,6 +89,7 @@ impl Pending {
         self.rules.clear();
         self.step_limits.clear();
         self.rules_stale = false;
+        self.schedules_stale = false;
         self.recheck = false;
         self.start = false;
         self.unique = false;
@@ -186,6 +189,11 @@ pub fn step_limits_noted() -> usize {
 /// The settings of queues may have changed, in a way of which nothing is known.
 pub fn note_rules_stale() {
     note(|pending| pending.rules_stale = true);
+}
+
+/// Schedules may have changed.
+pub fn note_schedules_stale() {
+    note(|pending| pending.schedules_stale = true);
 }
 
 /// The extension may be another one after this transaction.
@@ -330,6 +338,10 @@ fn tell(pending: &Pending) {
     }
     if pending.unique {
         slot.control().has_keys.store(true, SeqCst);
+    }
+    if pending.schedules_stale {
+        slot.control().schedules_stale.store(true, SeqCst);
+        wake = true;
     }
     if !pending.hints.is_empty() || pending.rescan_from != Micros::MAX {
         slot.with_inbox(|inbox| {

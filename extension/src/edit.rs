@@ -55,7 +55,7 @@ fn edit(call: &mut Call) -> Result<Option<Datum>, Error> {
     spi::connected(|spi| {
         let key = Some(spi::uuid(&id));
         let rows = LOCK.with(|statement| statement.run(spi, &[key], false));
-        if rows.len() == 0 {
+        if rows.is_empty() {
             return Ok(Some(Datum::from(false)));
         }
         let is_running =
@@ -74,7 +74,7 @@ fn edit(call: &mut Call) -> Result<Option<Datum>, Error> {
             (step, _) => step,
         };
         // A step that is as it was needs no other run.
-        let changed = SET_STEP.with(|statement| statement.run(spi, &[key, step], false)).len() > 0;
+        let changed = !SET_STEP.with(|statement| statement.run(spi, &[key, step], false)).is_empty();
         if changed {
             let is_running = is_running || withhold(&id);
             if is_running && !interrupt {

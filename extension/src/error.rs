@@ -79,6 +79,14 @@ pub enum Error {
         /// That one's length.
         want: usize,
     },
+    /// Not an expression that says when a schedule ticks.
+    #[error("\"{got}\" does not say when a schedule ticks")]
+    BadCron {
+        /// The text.
+        got: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A burst without the rate that it belongs to.
     #[error("\"burst\" needs a \"rate\"")]
     BurstWithoutRate,
@@ -91,6 +99,12 @@ pub enum Error {
     /// No scheduler has taken this database yet.
     #[error("the scheduler of this database is not running")]
     NoScheduler,
+    /// There is no such schedule.
+    #[error("there is no schedule \"{name}\"")]
+    NoSchedule {
+        /// The name.
+        name: String,
+    },
     /// A time that is infinite.
     #[error("\"{name}\" must be a finite time")]
     NotFinite {
@@ -186,6 +200,12 @@ pub enum Error {
         /// The text.
         got: String,
     },
+    /// Not a schedule's name.
+    #[error("a schedule's name must have 1 to 200 bytes, not {got}")]
+    ScheduleName {
+        /// Its length in bytes.
+        got: usize,
+    },
     /// The server is a standby.
     #[error("pg_task is read-only while the server is a standby")]
     Standby,
@@ -210,6 +230,15 @@ pub enum Error {
         size: usize,
         /// The limit.
         limit: usize,
+    },
+    /// The payload has no place for the time of a tick.
+    #[error("\"tick_field\" needs a step whose payload is an object")]
+    TickField,
+    /// Not a time zone.
+    #[error("the server knows no time zone \"{got}\"")]
+    TimeZone {
+        /// The name.
+        got: String,
     },
     /// Too many of something that a worker may name.
     #[error("a worker can name at most {limit} {name}, not {got}")]
@@ -288,9 +317,10 @@ impl Error {
     fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode::*;
         match self {
-            Self::BurstWithoutRate
-            | Self::EditWhat
+            Self::BadCron { .. }
+            | Self::BurstWithoutRate
             | Self::Choice { .. }
+            | Self::EditWhat
             | Self::Empty { .. }
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
@@ -304,12 +334,16 @@ impl Error {
             | Self::PeriodNotPositive
             | Self::QueueName { .. }
             | Self::State { .. }
+            | Self::ScheduleName { .. }
+            | Self::TickField
+            | Self::TimeZone { .. }
             | Self::StepName { .. }
             | Self::StepShape { .. }
             | Self::UniqueKey { .. }
             | Self::WorkerName { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
             Self::Dimensions { .. } => ERRCODE_ARRAY_ELEMENT_ERROR,
             Self::EnqueueRowUse { .. } | Self::TriggerOnly => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::NoSchedule { .. } => ERRCODE_UNDEFINED_OBJECT,
             Self::IdChanged => ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION,
             Self::KeyHeld { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NotPreloaded | Self::NoScheduler => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -336,6 +370,14 @@ impl Error {
         match self {
             Self::BurstWithoutRate => "It says how many hand-outs of a rate may gather. The call had no effect.".into(),
             Self::Choice { .. } => "The call had no effect.".into(),
+            Self::BadCron { reason, .. } => {
+                let (first, rest) = reason.split_at(reason.chars().next().map_or(0, char::len_utf8));
+                format!("{}{rest}.", first.to_uppercase())
+            }
+            Self::NoSchedule { .. } => "Names of schedules are compared as they are written.".into(),
+            Self::ScheduleName { .. } => "The length is counted in bytes, not in characters.".into(),
+            Self::TickField => "The time of the tick is written into a field of it.".into(),
+            Self::TimeZone { .. } => "It takes the names of pg_timezone_names: daylight-saving rules belong to a place, not to an abbreviation.".into(),
             Self::Dimensions { .. } => "The ids come back in one dimension, in the order of the steps.".into(),
             Self::EditWhat => "A step is the whole {\"Task\": {\"Step\": payload}}, a payload what is within it. The call had no effect.".into(),
             Self::Empty { .. } => "A worker that takes from nowhere would wait for ever.".into(),
@@ -394,6 +436,14 @@ impl Error {
         match self {
             Self::BurstWithoutRate => "Pass a rate too, for example rate => 100, per => '1 minute', burst => 10.".into(),
             Self::Choice { choices, .. } => format!("Pass one of: {choices}."),
+            Self::BadCron { .. } => {
+                "Write five fields (minutes, hours, days of the month, months, days of the week), six with seconds before them, @daily or its like, or \"every 15 minutes\"; pg_task.next_ticks shows what follows from it."
+                    .into()
+            }
+            Self::NoSchedule { .. } => "Look at pg_task.schedules; pg_task.set_schedule makes one.".into(),
+            Self::ScheduleName { .. } => "Use a short name.".into(),
+            Self::TickField => r#"Write the payload as an object, for example {"Report": {"Build": {}}}, or leave tick_field out."#.into(),
+            Self::TimeZone { .. } => "Pass a name such as Europe/Berlin, America/New_York or UTC.".into(),
             Self::Dimensions { .. } => "Write the array in one dimension, or unnest it.".into(),
             Self::EditWhat => "For example: SELECT pg_task.edit(id, payload => '{\"name\": \"you\"}').".into(),
             Self::Empty { .. } => "Pass NULL, or leave the argument out, for all.".into(),

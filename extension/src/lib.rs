@@ -24,6 +24,7 @@ mod options;
 mod produce;
 mod queues;
 mod scheduler;
+mod schedules;
 mod shmem;
 mod spi;
 mod task_table;
@@ -36,6 +37,7 @@ mod uuid7;
 mod version;
 mod wait;
 mod waiters;
+mod zone;
 
 pg_module_magic!(name = c"pg_task", version = c"0.1.0");
 
@@ -46,7 +48,8 @@ extension_sql_file!("../../sql/27_step_limit.sql", name = "step_limit", requires
 extension_sql_file!("../../sql/28_history.sql", name = "history", requires = ["step_limit"]);
 extension_sql_file!("../../sql/29_wait.sql", name = "wait", requires = ["history"]);
 extension_sql_file!("../../sql/29_unique.sql", name = "unique", requires = ["wait"]);
-extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["unique"]);
+extension_sql_file!("../../sql/29_schedule.sql", name = "schedule", requires = ["unique"]);
+extension_sql_file!("../../sql/30_produce.sql", name = "produce", requires = ["schedule"]);
 extension_sql_file!("../../sql/40_work.sql", name = "work", requires = ["produce"]);
 extension_sql_file!("../../sql/50_operate.sql", name = "operate", requires = ["work"]);
 extension_sql_file!("../../sql/55_bulk.sql", name = "bulk", requires = ["operate"]);

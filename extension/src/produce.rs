@@ -125,6 +125,21 @@ sql_function!(
     "schedule(step jsonb, wakeup_at timestamptz, queue text, priority integer, options jsonb) RETURNS uuid"
 );
 
+/// Enqueues a task for a schedule.
+pub fn enqueue_at(
+    queue: &str,
+    priority: i16,
+    due: Micros,
+    step: Datum,
+    options: Option<Datum>,
+) -> Result<TaskId, Error> {
+    let name = queue_name(queue)?;
+    let place = Place { queue: spi::text(queue).unwrap_or(Datum::null()), name, priority, options };
+    let id = uuid7::new();
+    insert_task(id, step, due, &place)?;
+    Ok(id)
+}
+
 fn insert(
     call: &mut Call,
     first_option: usize,

@@ -7,6 +7,7 @@ mod beat;
 mod keys;
 mod retention;
 mod rules;
+mod schedules;
 mod tick;
 
 use std::ffi::CStr;

@@ -95,6 +95,8 @@ pub struct Control {
     pub recheck: AtomicBool,
     /// The settings of queues have changed: the scheduler has to read them.
     pub rules_stale: AtomicBool,
+    /// Schedules have changed: the scheduler has to look when the next one ticks.
+    pub schedules_stale: AtomicBool,
     /// Whether some step has a limit.
     pub limits_steps: AtomicBool,
     /// The partition of the history that is in use.

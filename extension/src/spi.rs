@@ -125,6 +125,11 @@ impl Rows {
         self.len
     }
 
+    /// Whether it returned or touched none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// A column (from 1) of a row (from 0), as it lies in memory.
     pub fn datum(&self, row: usize, column: i32) -> Option<Datum> {
         assert!(row < self.len, "row {row} of {}", self.len);

@@ -261,7 +261,7 @@ fn hold(spi: &Connected, wanted: &Wanted, new: TaskId) -> Result<(TaskId, Outcom
         wanted.expires_at.and_then(spi::int),
         spi::int(check_at),
     ];
-    if HOLD.with(|statement| statement.run(spi, &taking, false)).len() > 0 {
+    if !HOLD.with(|statement| statement.run(spi, &taking, false)).is_empty() {
         return Ok((new, Outcome::Enqueued));
     }
     let holder = holder(spi, key);
@@ -338,7 +338,7 @@ fn change(spi: &Connected, wanted: &Wanted, holder: &Holder, moves: bool, replac
         wanted.place.options,
     ];
     let rows = CHANGE.with(|statement| statement.run(spi, &arguments, false));
-    if rows.len() == 0 {
+    if rows.is_empty() {
         return false;
     }
     let fence = rows.int8(0, 1);
@@ -368,7 +368,7 @@ fn task(spi: &Connected, holder: &Holder) -> Option<Task> {
     let is_old_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
     let statement = if is_old_snapshot { &TASK_LOCKED } else { &TASK };
     let rows = statement.with(|statement| statement.run(spi, &[Some(spi::uuid(&holder.task))], false));
-    if rows.len() == 0 {
+    if rows.is_empty() {
         return None;
     }
     let (is_parked, is_written) = (rows.bool(0, 2), rows.bool(0, 3));

@@ -96,6 +96,7 @@ unsafe fn before(node: *mut pg_sys::Node) {
                 if kind == TRANS_STMT_COMMIT_PREPARED || kind == TRANS_STMT_ROLLBACK_PREPARED {
                     commit::note_rescan();
                     commit::note_rules_stale();
+                    commit::note_schedules_stale();
                 }
             }
             NodeTag::T_CreateExtensionStmt | NodeTag::T_AlterExtensionStmt | NodeTag::T_DropStmt

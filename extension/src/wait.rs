@@ -133,7 +133,7 @@ sql_function!(
 fn look(slot: Slot, spi: &Connected, id: &TaskId) -> Result<Option<Found>, Error> {
     let argument = [Some(spi::uuid(id))];
     let task = TASK.with(|statement| statement.run(spi, &argument, false));
-    if task.len() > 0 {
+    if !task.is_empty() {
         if task.bool(0, 2) {
             return Err(Error::WaitTransaction(
                 "for a task that this transaction has written, and not committed",
@@ -147,10 +147,10 @@ fn look(slot: Slot, spi: &Connected, id: &TaskId) -> Result<Option<Found>, Error
     }
     let part = slot.control().history_part.load(Relaxed) as usize % history::PARTS.len();
     let mut row = RECENT.with(|statements| statements[part].run(spi, &argument, false));
-    if row.len() == 0 {
+    if row.is_empty() {
         row = HISTORY.with(|statement| statement.run(spi, &argument, false));
     }
-    if row.len() == 0 {
+    if row.is_empty() {
         return Ok(Some(Found::plain("unknown")));
     }
     let outcome = if row.text(0, 1).as_deref() == Some("done") { "done" } else { "cancelled" };

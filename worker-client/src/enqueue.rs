@@ -152,6 +152,11 @@ impl<'a> Enqueue<'a> {
         self
     }
 
+    /// The queue, the priority and the options, for a schedule.
+    pub(crate) fn parts(self) -> Result<(String, i16, Option<Stored>)> {
+        Ok((self.queue.to_owned(), self.priority, self.options.json()?))
+    }
+
     /// Enqueues a task that is due now.
     ///
     /// # Errors
@@ -244,6 +249,9 @@ where
         Some(options) => call.bind(options),
     }
 }
+
+/// JSON as it is stored.
+pub(crate) type Stored = Json<Box<RawValue>>;
 
 /// A step as it is stored. Also used for next steps.
 pub(crate) fn step<T: Serialize>(task: &T) -> Result<Json<Box<RawValue>>> {

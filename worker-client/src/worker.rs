@@ -29,9 +29,11 @@ use crate::Context;
 use crate::Error;
 use crate::Layer;
 use crate::Result;
+use crate::Schedules;
 use crate::Step;
 use crate::context::Shared;
 use crate::layer::AnyLayer;
+use crate::schedules;
 use dispatcher::Dispatcher;
 pub(crate) use executor::Attempt;
 pub(crate) use executor::Control;
@@ -48,6 +50,7 @@ pub struct Worker<T> {
     settings: Settings,
     state: Option<Arc<dyn Any + Send + Sync>>,
     layers: Vec<Arc<dyn AnyLayer>>,
+    schedules: Option<Schedules>,
     tasks: PhantomData<fn() -> T>,
 }
 
@@ -81,7 +84,7 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
             polling: None,
             cancellation: CancellationToken::new(),
         };
-        Self { db, settings, state: None, layers: Vec::new(), tasks: PhantomData }
+        Self { db, settings, state: None, layers: Vec::new(), schedules: None, tasks: PhantomData }
     }
 
     /// How many steps run at a time; by default the number of processors. Steps that wait for something else than the
@@ -173,6 +176,14 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         self
     }
 
+    /// The schedules that the program declares: brought to the table when the worker starts, as [`Schedules::declare`] does. The role needs the rights of
+    /// `pg_task.grant_schedule`. While two versions of the program run side by side, the one that started last has its way.
+    #[must_use]
+    pub fn with_schedules(mut self, schedules: Schedules) -> Self {
+        self.schedules = Some(schedules);
+        self
+    }
+
     /// Runs steps until the worker is asked to stop: by the cancellation token, by `SELECT pg_task.stop_workers()`, or by `SELECT
     /// pg_notify('pg_task_changed', 'stop_worker')`. It finishes what runs before it returns.
     ///
@@ -192,6 +203,11 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         if settings.polling.is_some_and(|interval| interval.is_zero()) {
             return Err(Error::Settings("the polling interval must not be zero"));
         }
+        if let Some(schedules) = &self.schedules
+            && !declare(schedules, &self.db, &settings.cancellation).await?
+        {
+            return Ok(());
+        }
         let (worker, pooled) = (Uuid::new_v4(), settings.polling.is_some());
         let (db, state, layers) = (self.db.clone(), self.state.clone(), self.layers.clone());
         let shared = Arc::new(Shared { db, worker, pooled, state, layers });
@@ -202,6 +218,37 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
 impl<T> fmt::Debug for Worker<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Declares the schedules, however long the server cannot be reached; false when the worker is asked to stop before.
+async fn declare(schedules: &Schedules, db: &PgPool, cancellation: &CancellationToken) -> Result<bool> {
+    let mut failures = 0;
+    loop {
+        let declared = tokio::select! {
+            declared = schedules.declare(db) => declared,
+            () = cancellation.cancelled() => return Ok(false),
+        };
+        match declared {
+            Ok(declared) => {
+                if !declared.untouched.is_empty() {
+                    let names = declared.untouched.join(", ");
+                    tracing::warn!(
+                        "schedules that SQL has made, or another program, stay as they are: {names}"
+                    );
+                }
+                return Ok(true);
+            }
+            Err(error) if schedules::is_passing(&error) => {
+                tracing::warn!("{}, trying again", crate::source_chain::text(&error));
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff(failures)) => {}
+            () = cancellation.cancelled() => return Ok(false),
+        }
+        failures += 1;
     }
 }
 

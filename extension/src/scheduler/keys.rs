@@ -145,7 +145,7 @@ fn look(mark: Micros, now: Micros) -> Looked {
         }
         let from = spi::int(last.unwrap_or(mark));
         let next = NEXT.with(|statement| statement.run(spi, &[from], false));
-        Looked { count: keys.len(), last, next: if next.len() > 0 { next.int8(0, 1) } else { None } }
+        Looked { count: keys.len(), last, next: if !next.is_empty() { next.int8(0, 1) } else { None } }
     })
 }
 

@@ -35,6 +35,7 @@ use super::beat;
 use super::keys::Keys;
 use super::retention::Retention;
 use super::rules::Rules;
+use super::schedules::Schedules;
 use crate::background;
 use crate::guc;
 use crate::jsonb;
@@ -97,6 +98,7 @@ pub struct Ticker {
     rules: Rules,
     retention: Retention,
     keys: Keys,
+    schedules: Schedules,
     hints: Vec<Hint>,
     /// Tasks that are on the board in another lane than a hint says: their rows are to be asked.
     elsewhere: Vec<(TaskId, Place)>,
@@ -125,6 +127,7 @@ impl Ticker {
             rules: Rules::default(),
             retention: Retention::default(),
             keys: Keys::new(background::now()),
+            schedules: Schedules::default(),
             hints: Vec::new(),
             elsewhere: Vec::new(),
             later: BTreeSet::new(),
@@ -152,6 +155,7 @@ impl Ticker {
     pub fn forget(&mut self) {
         self.book = DueBook::new(BOOK_CAPACITY, READ_LIMIT);
         self.elsewhere.clear();
+        self.schedules = Schedules::default();
         self.find_lanes_at = Some(shmem::settled_at());
         self.retention.forget();
     }
@@ -167,6 +171,8 @@ impl Ticker {
             self.begin()?;
         }
         self.rules.refresh(self.slot);
+        // Before the hints: nobody wakes the scheduler for what it enqueues itself.
+        self.schedules.fire(self.slot);
         self.take_hints();
         self.look()?;
         self.offer()?;
@@ -549,6 +555,7 @@ impl Ticker {
             self.rules.again_at(),
             self.retention.next_look(self.slot),
             self.keys.again_at(),
+            self.schedules.wake_at(),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
             Some(self.rescan_at),
         ]

@@ -125,6 +125,7 @@ async fn null_is_refused_wherever_it_has_no_meaning() -> Result<()> {
         ),
         ("grant_produce(NULL)", "role"),
         ("grant_work(NULL)", "role"),
+        ("grant_schedule(NULL)", "role"),
         ("grant_administer(NULL)", "role"),
     ];
     for (call, text) in nulls {

@@ -123,6 +123,7 @@ async fn look(db: &Database) -> Result<Vec<String>> {
     let mut seen = Vec::new();
     for query in [
         "SELECT string_agg(t::text, E'\\n' ORDER BY t.id) FROM pg_task.task AS t",
+        "SELECT string_agg(s::text, E'\\n' ORDER BY s.name) FROM pg_task.schedule AS s",
         "SELECT count(*) FROM pg_task.failed",
         "SELECT string_agg(queue || due || asleep || failed, ' ' ORDER BY queue) FROM pg_task.queues",
         "SELECT string_agg(format('%s %s %s', relname, relacl, (SELECT string_agg(attname || attacl::text, ',' ORDER BY attnum)
@@ -150,15 +151,18 @@ async fn a_dump_carries_tasks_grants_and_the_epoch_into_another_database_and_ano
     db.run(&format!(
         "SELECT pg_task.enqueue('{}'), pg_task.enqueue('{}', queue => 'mail', priority => -3), pg_task.delay('{}', '1 day');
          INSERT INTO pg_task.task (step, tried, error) VALUES ('{}', 4, 'it broke');
-         UPDATE pg_task.task SET wakeup_at = wakeup_at - interval '1 hour' WHERE queue = 'mail'",
+         UPDATE pg_task.task SET wakeup_at = wakeup_at - interval '1 hour' WHERE queue = 'mail';
+         SELECT pg_task.set_schedule('yearly', '@yearly', '{}'), pg_task.set_schedule('paused', 'every 1 s', '{}'), pg_task.pause_schedule('paused')",
         note("due"),
         note("mail"),
         note("tomorrow"),
         note("parked"),
+        note("yearly"),
+        note("paused"),
     ))
     .await?;
     let before = look(&db).await?;
-    assert!(before[0].lines().count() == 4 && before[3].contains("dump_producer"), "{before:?}");
+    assert!(before[0].lines().count() == 4 && before[4].contains("dump_producer"), "{before:?}");
     let epoch = db.ask("SELECT last_value FROM pg_task.epoch").await?;
 
     let folder = tempfile(&format!("pg_task-dump-{}", std::process::id()));

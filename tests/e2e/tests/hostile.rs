@@ -143,6 +143,12 @@ fn text(dice: &mut Dice) -> String {
                 "' OR true --",
                 "\u{1}\u{7f}\u{feff}",
                 "💥",
+                "* * * * * *",
+                "every 1 s",
+                "Europe/Berlin",
+                "all",
+                "queue",
+                "skip",
             ])
             .to_owned(),
         1 => "q".repeat((dice.roll() % 200) as usize),
@@ -210,6 +216,7 @@ async fn random_calls_of_every_function_get_an_answer_and_leave_the_server_whole
     }
     // What was enqueued is still a task, and the server still runs tasks.
     drop(sessions);
+    db.run("DELETE FROM pg_task.schedule").await?;
     db.run("DELETE FROM pg_task.task").await?;
     // Some calls have paused a queue, or limited it or a step.
     db.run("DELETE FROM pg_task.queue; DELETE FROM pg_task.step_limit").await?;

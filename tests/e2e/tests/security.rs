@@ -147,6 +147,9 @@ const EVERYTHING: &[&str] = &[
     r#"SELECT pg_task.enqueue('{"Test": {"Note": {"key": "a"}}}', options => '{"key": "trapped"}')"#,
     "TABLE pg_task.groups",
     "TABLE pg_task.keys",
+    r#"SELECT pg_task.set_schedule('trapped', 'every 1 s', '{"Test": {"Note": {"key": "a"}}}', tick_field => 'key', overlap => 'queue', missed => 'all', starts_at => '2020-01-01')"#,
+    "SELECT pg_task.pause_schedule('trapped'), pg_task.resume_schedule('trapped'), pg_task.run_schedule('trapped'), pg_task.next_ticks('@daily')",
+    "TABLE pg_task.schedules",
     "TABLE pg_task.problems",
     "TABLE pg_task.step_limits",
     r#"INSERT INTO pg_task.task (id, step) VALUES ('00000000-0000-0000-0000-0000000000de', '{"Test": {"Ended": 1}}')"#,
@@ -196,6 +199,9 @@ async fn traps_early_in_the_search_path_never_run() -> Result<()> {
     db.run(r#"SELECT pg_task.enqueue('{"Test": {"Sleep": {"key": "s", "millis": 600000}}}')"#).await?;
     db.until("SELECT count(*) OPERATOR(pg_catalog.=) 1 FROM pg_task.task WHERE locked_by IS NOT NULL")
         .await?;
+    // Schedules are served by the scheduler, too.
+    db.until("SELECT fired OPERATOR(pg_catalog.>) 1 FROM pg_task.schedule").await?;
+    db.run("SELECT pg_task.drop_schedule('trapped')").await?;
     // A lost worker is written down by the scheduler, too.
     worker.signal("KILL")?;
     db.until("SELECT tried OPERATOR(pg_catalog.=) 1 FROM pg_task.task WHERE step::text OPERATOR(pg_catalog.~~) '%Sleep%'").await?;

@@ -103,6 +103,7 @@ async fn a_standby_shows_tasks_refuses_to_write_and_hands_out_after_its_promotio
     let reads = [
         "claims",
         "lanes",
+        "next_ticks",
         "queue_states",
         "require_preload",
         "scheduler_state",

@@ -205,6 +205,7 @@ pub(crate) async fn examine(
     drain(scene).await?;
     let mut evidence = evidence(scene).await?;
     let mut violations = check::check(&evidence);
+    let ticks = ticks(scene).await?;
     let order_of_hand_out = hand_out_order(scene, seed).await?;
     let mut log = log_complaints(scene, log_read)?;
     summary.tasks +=
@@ -212,7 +213,7 @@ pub(crate) async fn examine(
     summary.runs +=
         evidence.lines.iter().filter(|line| matches!(line.entry, ledger::Entry::Began(_))).count();
     summary.checks += 1;
-    if violations.is_empty() && order_of_hand_out.is_none() && log.is_empty() {
+    if violations.is_empty() && ticks.is_none() && order_of_hand_out.is_none() && log.is_empty() {
         println!(
             "check after round {round}: {} lines, nothing lost, nothing doubled ({:.0} s)",
             evidence.lines.len(),
@@ -230,9 +231,9 @@ pub(crate) async fn examine(
     if violations.len() > 10 {
         println!("… and {} more", violations.len() - 10);
     }
-    if let Some(text) = order_of_hand_out {
-        violations.push(Violation { key: 0, text: text.clone() });
+    for text in order_of_hand_out.into_iter().chain(ticks) {
         println!("\nVIOLATION {text}");
+        violations.push(Violation { key: 0, text });
     }
     log.iter_mut().for_each(|line| println!("\nUNEXPECTED in the server's log: {line}"));
     bail!(
@@ -297,6 +298,21 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
         faults: scene.faults(),
         lost_limit: scene.ask("SHOW pg_task.lost_limit").await?.parse()?,
     })
+}
+
+/// What is wrong with the ticks of the schedules: each second from the first to the last has its task once.
+async fn ticks(scene: &Scene) -> anyhow::Result<Option<String>> {
+    let wrong = scene
+        .column(
+            "SELECT format('%s: %s tasks and %s ticks in %s seconds', queue, tasks, ticks, seconds) FROM (
+                SELECT queue, count(*) AS tasks, count(DISTINCT at) AS ticks, extract(epoch FROM max(at) - min(at))::int + 1 AS seconds
+                FROM (SELECT queue, (step #>> '{Tick,Tock,at}')::timestamptz AS at FROM pg_task.task WHERE step ? 'Tick') AS t GROUP BY queue) AS q
+             WHERE tasks <> ticks OR ticks <> seconds",
+        )
+        .await?;
+    let count = scene.ask("SELECT count(*) FROM pg_task.task WHERE step ? 'Tick'").await?;
+    let none = (count == "0").then(|| "the schedules have not ticked".to_owned());
+    Ok(wrong.into_iter().next().or(none))
 }
 
 /// Tasks of many priorities that are all ready before the first is handed out: the tokens tell the order. Returns what is wrong with it.

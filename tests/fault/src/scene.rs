@@ -232,6 +232,12 @@ impl Scene {
         self.run(&format!("CREATE ROLE {WORKER_ROLE} LOGIN PASSWORD '{WORKER_PASSWORD}'")).await?;
         self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect, exact TO {WORKER_ROLE}")).await?;
         self.run(&format!("SELECT pg_task.grant_work('{WORKER_ROLE}')")).await?;
+        // Steps that nobody knows: the tasks stay, and with them the times of the ticks.
+        self.run(
+            "SELECT pg_task.set_schedule('ticks ' || n, 'every 1 s', '{\"Tick\": {\"Tock\": {}}}', queue => 'ticks ' || n,
+                missed => 'all', missed_limit => 1000, tick_field => 'at') FROM generate_series(1, 3) AS n",
+        )
+        .await?;
         self.until("SELECT state = 'running' FROM pg_task.scheduler", PATIENCE).await
     }
 

@@ -1,0 +1,390 @@
+//! Schedules, as the scheduler serves them: what is due is enqueued and moved on to its next tick in one transaction, under the row's lock.
+//!
+//! Nothing is kept in memory but the moment of the next look: the rows say where each schedule stands, after a crash and on a new primary too. An
+//! error of one schedule lands in its row and holds up no other.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use pg_task_rules::Micros;
+use pg_task_rules::TaskId;
+use pg_task_schedule::Missed;
+use pg_task_schedule::Overlap;
+use pg_task_schedule::Seconds;
+use pg_task_schedule::choose;
+use pg_task_schedule::jitter;
+use pg_task_schedule::place;
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+
+use crate::background;
+use crate::call::array_elements;
+use crate::error::Error;
+use crate::produce;
+use crate::queues;
+use crate::schedules;
+use crate::shmem::Slot;
+use crate::spi;
+use crate::spi::ElementType;
+use crate::spi::Rows;
+use crate::spi::Statement;
+
+/// Schedules that are served in one transaction.
+const BATCH: i32 = 100;
+
+/// Transactions in one tick of the scheduler, after which it looks at other things.
+const BATCHES: usize = 10;
+
+/// Schedules that are served one by one, because one of them fails, take so long at most before the scheduler looks at other things.
+const SINGLY_FOR: Micros = 2_000_000;
+
+/// A row that someone keeps locked is tried again after this time, and so is everything after an error.
+const AGAIN: Micros = 200_000;
+
+/// How often it is looked whether a run has ended for which a tick waits: at first, and at most.
+const LOOK_FIRST: Micros = 100_000;
+const LOOK_LAST: Micros = 2_000_000;
+
+/// A schedule whose tick could not be enqueued is tried again after a second, and at most a minute.
+const RETRY_FIRST: Micros = 1_000_000;
+const RETRY_LAST: Micros = 60_000_000;
+
+thread_local! {
+    static DUE: Statement = const { Statement::new(
+        c"SELECT s.name, s.cron, s.time_zone, s.step, s.tick_field, s.queue, s.priority, s.missed, s.missed_limit, s.overlap, \
+            s.jitter, s.starts_at, s.ends_at, s.next_at, s.waiting, s.tasks, s.options \
+          FROM pg_task.schedule AS s WHERE s.wake_at OPERATOR(pg_catalog.<=) $1 ORDER BY s.wake_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+        &[pg_sys::TIMESTAMPTZOID, pg_sys::INT4OID],
+    ) };
+    static ONE: Statement = const { Statement::new(
+        c"SELECT s.name, s.cron, s.time_zone, s.step, s.tick_field, s.queue, s.priority, s.missed, s.missed_limit, s.overlap, \
+            s.jitter, s.starts_at, s.ends_at, s.next_at, s.waiting, s.tasks, s.options \
+          FROM pg_task.schedule AS s WHERE s.name OPERATOR(pg_catalog.=) $1 AND s.paused_at IS NULL \
+            AND (s.wake_at OPERATOR(pg_catalog.<=) $2 OR pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0) \
+          FOR UPDATE SKIP LOCKED",
+        &[pg_sys::TEXTOID, pg_sys::TIMESTAMPTZOID],
+    ) };
+    static DUE_NAMES: Statement = const { Statement::new(
+        c"SELECT s.name FROM pg_task.schedule AS s WHERE s.wake_at OPERATOR(pg_catalog.<=) $1 ORDER BY s.wake_at LIMIT $2",
+        &[pg_sys::TIMESTAMPTZOID, pg_sys::INT4OID],
+    ) };
+    static FREED: Statement = const { Statement::new(
+        c"SELECT s.name FROM pg_task.schedule AS s \
+          WHERE pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0 AND s.paused_at IS NULL AND s.failures OPERATOR(pg_catalog.=) 0 \
+            AND NOT EXISTS (SELECT FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) ANY (s.tasks) AND t.error IS NULL)",
+        &[],
+    ) };
+    static LIVE: Statement = const { Statement::new(
+        c"SELECT t.id FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) ANY ($1) AND t.error IS NULL",
+        &[pg_sys::UUIDARRAYOID],
+    ) };
+    static ADVANCE: Statement = const { Statement::new(
+        c"UPDATE pg_task.schedule AS s SET next_at = $2, wake_at = $2, waiting = $3, tasks = $4, \
+            last_at = COALESCE($5, s.last_at), last_run_at = CASE WHEN $6 OPERATOR(pg_catalog.>) 0 THEN $7 ELSE s.last_run_at END, \
+            fired = s.fired OPERATOR(pg_catalog.+) $6, skipped = s.skipped OPERATOR(pg_catalog.+) $8, failures = 0, error = NULL \
+          WHERE s.name OPERATOR(pg_catalog.=) $1",
+        &[
+            pg_sys::TEXTOID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::TIMESTAMPTZARRAYOID,
+            pg_sys::UUIDARRAYOID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::INT8OID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::INT8OID,
+        ],
+    ) };
+    static FAILED: Statement = const { Statement::new(
+        c"UPDATE pg_task.schedule AS s SET failures = s.failures OPERATOR(pg_catalog.+) 1, error = $2, \
+            wake_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => \
+                LEAST($4, $3 OPERATOR(pg_catalog.*) pg_catalog.power(2::double precision, LEAST(s.failures, 10)::double precision))) \
+          WHERE s.name OPERATOR(pg_catalog.=) $1 RETURNING s.failures",
+        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::FLOAT8OID, pg_sys::FLOAT8OID],
+    ) };
+    static AHEAD: Statement = const { Statement::new(
+        c"SELECT (SELECT s.wake_at FROM pg_task.schedule AS s WHERE s.wake_at IS NOT NULL ORDER BY s.wake_at LIMIT 1), \
+            EXISTS (SELECT FROM pg_task.schedule AS s \
+                WHERE pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0 AND s.paused_at IS NULL)",
+        &[],
+    ) };
+}
+
+/// When the scheduler looks at schedules next.
+#[derive(Default)]
+pub struct Schedules {
+    is_known: bool,
+    next: Option<Micros>,
+    /// A tick waits for the end of a run: when it is looked for that, and after what time again.
+    look_at: Option<Micros>,
+    look_gap: Micros,
+    last_error: String,
+}
+
+/// What one transaction has found.
+struct Round {
+    served: usize,
+    next: Option<Micros>,
+    waits: bool,
+}
+
+impl Schedules {
+    /// Enqueues what has come due. Without schedules this is a look at one flag.
+    pub fn fire(&mut self, slot: Slot) {
+        let stale = slot.control().schedules_stale.load(SeqCst);
+        let now = background::now();
+        if self.is_known && !stale && self.wake_at().is_none_or(|at| at > now) {
+            return;
+        }
+        slot.control().schedules_stale.store(false, SeqCst);
+        for _ in 0..BATCHES {
+            let round = match self.round(slot) {
+                Ok(round) => round,
+                Err(error) => {
+                    self.next = Some(background::now() + 5 * AGAIN);
+                    if error != self.last_error {
+                        pgrx::warning!(
+                            "pg_task scheduler: schedules could not be read and will be tried again: {error}"
+                        );
+                        slot.control().set_error(&error, background::now());
+                        self.last_error = error;
+                    }
+                    return;
+                }
+            };
+            self.last_error.clear();
+            self.is_known = true;
+            let now = background::now();
+            if !round.waits {
+                self.look_at = None;
+            } else if self.look_at.is_none_or(|at| at <= now) {
+                self.look_gap =
+                    if self.look_at.is_none() { LOOK_FIRST } else { (2 * self.look_gap).min(LOOK_LAST) };
+                self.look_at = Some(now + self.look_gap);
+            }
+            self.next = round.next;
+            if round.next.is_none_or(|next| next > now) {
+                return;
+            }
+            if round.served == 0 {
+                // Someone has the row locked.
+                self.next = Some(now + AGAIN);
+                return;
+            }
+        }
+    }
+
+    /// When there will be something to do.
+    pub fn wake_at(&self) -> Option<Micros> {
+        [self.next, self.look_at].into_iter().flatten().min()
+    }
+
+    fn round(&mut self, slot: Slot) -> Result<Round, String> {
+        let looks = self.look_at.is_some_and(|at| at <= background::now());
+        let freed = if looks { background::transaction(names_freed)? } else { Vec::new() };
+        if !freed.is_empty() {
+            self.look_at = None;
+        }
+        for name in &freed {
+            serve_one(slot, name);
+        }
+        let served = background::transaction(|| {
+            if !queues::table_exists(c"schedule") {
+                return 0;
+            }
+            let now = background::now();
+            let due = spi::connected(|spi| {
+                let rows = DUE.with(|statement| statement.run(spi, &[spi::int(now), spi::int(BATCH)], false));
+                (0..rows.len()).filter_map(|row| Schedule::read(&rows, row)).collect::<Vec<_>>()
+            });
+            if !due.is_empty() {
+                set_for_serving();
+            }
+            for schedule in &due {
+                if let Err(error) = serve(schedule, now) {
+                    error.raise();
+                }
+            }
+            due.len()
+        });
+        let served = match served {
+            Ok(served) => served,
+            // One of them spoils it for all: one by one.
+            Err(_) => {
+                let names = background::transaction(|| names_due(background::now()))?;
+                let until = background::now() + SINGLY_FOR;
+                let served =
+                    names.iter().take_while(|_| background::now() < until).map(|name| serve_one(slot, name));
+                served.count()
+            }
+        };
+        background::transaction(move || {
+            let mut round = Round { served, next: None, waits: false };
+            if queues::table_exists(c"schedule") {
+                spi::connected(|spi| {
+                    let rows = AHEAD.with(|statement| statement.run(spi, &[], true));
+                    (round.next, round.waits) = (rows.int8(0, 1), rows.bool(0, 2));
+                });
+            }
+            round
+        })
+    }
+}
+
+/// A tick and its task are one: what has come to a worker is not taken back by a crash, nor by a promotion when a standby is waited for. And other
+/// work of the scheduler does not wait long for a table that someone keeps locked.
+fn set_for_serving() {
+    background::set_local(c"synchronous_commit", c"on");
+    background::set_local(c"lock_timeout", c"1s");
+}
+
+fn names_due(now: Micros) -> Vec<String> {
+    spi::connected(|spi| {
+        let rows = DUE_NAMES.with(|statement| statement.run(spi, &[spi::int(now), spi::int(BATCH)], true));
+        (0..rows.len()).filter_map(|row| rows.text(row, 1)).collect()
+    })
+}
+
+fn names_freed() -> Vec<String> {
+    spi::connected(|spi| {
+        let rows = FREED.with(|statement| statement.run(spi, &[], true));
+        (0..rows.len()).filter_map(|row| rows.text(row, 1)).collect()
+    })
+}
+
+/// Serves one schedule in a transaction of its own. What goes wrong is written into its row.
+fn serve_one(slot: Slot, name: &str) {
+    let result = background::transaction(|| {
+        let now = background::now();
+        let schedule = spi::connected(|spi| {
+            let rows = ONE.with(|statement| statement.run(spi, &[spi::text(name), spi::int(now)], false));
+            if rows.is_empty() { None } else { Schedule::read(&rows, 0) }
+        });
+        if let Some(schedule) = schedule {
+            set_for_serving();
+            if let Err(error) = serve(&schedule, now) {
+                error.raise();
+            }
+        }
+    });
+    let Err(error) = result else { return };
+    let text = error.as_str();
+    let noted = background::transaction(|| {
+        spi::connected(|spi| {
+            let seconds = |micros: Micros| Some(float(micros as f64 / 1e6));
+            let arguments = [spi::text(name), spi::text(text), seconds(RETRY_FIRST), seconds(RETRY_LAST)];
+            let rows = FAILED.with(|statement| statement.run(spi, &arguments, false));
+            if rows.is_empty() { None } else { rows.int4(0, 1) }
+        })
+    });
+    if !matches!(noted, Ok(Some(failures)) if failures > 1) {
+        pgrx::warning!("pg_task scheduler: the schedule \"{name}\" failed and will be tried again: {error}");
+        slot.control().set_error(&error, background::now());
+    }
+}
+
+fn float(value: f64) -> Datum {
+    Datum::from(value.to_bits())
+}
+
+/// A row of the table.
+struct Schedule {
+    name: String,
+    cron: String,
+    time_zone: String,
+    step: Datum,
+    tick_field: Option<String>,
+    queue: String,
+    priority: i16,
+    missed: Missed,
+    missed_limit: usize,
+    overlap: Overlap,
+    jitter: Micros,
+    starts_at: Option<Micros>,
+    ends_at: Option<Micros>,
+    next_at: Option<Micros>,
+    waiting: Vec<Seconds>,
+    tasks: Vec<TaskId>,
+    options: Option<Datum>,
+}
+
+impl Schedule {
+    /// The table's constraints allow no other words and no NULL here.
+    fn read(rows: &Rows, row: usize) -> Option<Self> {
+        // SAFETY: these columns of DUE and ONE are arrays of timestamptz and of uuid.
+        let (waiting, tasks) = unsafe {
+            let elements = |column| rows.datum(row, column).map(|array| array_elements(array));
+            let waiting: Vec<Seconds> = elements(15)?
+                .into_iter()
+                .flatten()
+                .map(|time| schedules::second(time.value() as i64))
+                .collect();
+            let tasks: Vec<TaskId> =
+                elements(16)?.into_iter().flatten().map(|id| spi::uuid_from(id)).collect();
+            (waiting, tasks)
+        };
+        Some(Self {
+            name: rows.text(row, 1)?,
+            cron: rows.text(row, 2)?,
+            time_zone: rows.text(row, 3)?,
+            step: schedules::kept(rows, row, 4)?,
+            tick_field: rows.text(row, 5),
+            queue: rows.text(row, 6)?,
+            priority: rows.int2(row, 7)?,
+            missed: Missed::parse(&rows.text(row, 8)?)?,
+            missed_limit: rows.int4(row, 9)?.clamp(1, 1_000) as usize,
+            overlap: Overlap::parse(&rows.text(row, 10)?)?,
+            jitter: queues::micros(rows.datum(row, 11)?),
+            starts_at: rows.int8(row, 12),
+            ends_at: rows.int8(row, 13),
+            next_at: rows.int8(row, 14),
+            waiting,
+            tasks,
+            options: schedules::kept(rows, row, 17),
+        })
+    }
+}
+
+/// Enqueues what is due of a schedule whose row is locked, and moves it on.
+fn serve(schedule: &Schedule, now: Micros) -> Result<(), Error> {
+    let Schedule { name, missed, missed_limit, .. } = schedule;
+    let plan = schedules::plan(&schedule.cron, &schedule.time_zone, schedule.starts_at, schedule.ends_at)?;
+    let at = schedules::second(now);
+    let mut skipped = 0;
+    let (mut ticks, mut next, mut last) = (Vec::new(), None, None);
+    if let Some(first) = schedule.next_at.map(schedules::second) {
+        let due = plan.due(first, at, missed.wanted(*missed_limit));
+        ticks = choose(&due, *missed, at);
+        skipped = due.count.saturating_sub(ticks.len() as u64);
+        (next, last) = (due.next, due.ticks.last().copied());
+    }
+    let tasks = spi::uuid_array(schedule.tasks.iter());
+    let mut live: Vec<TaskId> = spi::connected(|spi| {
+        let rows = LIVE.with(|statement| statement.run(spi, &[tasks], false));
+        (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
+    });
+    let placed = place(schedule.overlap, &schedule.waiting, &ticks, live.len(), *missed_limit);
+    if schedule.overlap == Overlap::Allow && !placed.run.is_empty() {
+        // Nobody asks for them, and they could be many.
+        live.clear();
+    }
+    for &tick in &placed.run {
+        let moment = schedules::moment(tick);
+        let step = schedules::step_of(schedule.step, schedule.tick_field.as_deref(), moment)?;
+        let due = moment.saturating_add(jitter(name, tick, schedule.jitter));
+        live.push(produce::enqueue_at(&schedule.queue, schedule.priority, due, step, schedule.options)?);
+    }
+    let mut waiting: Vec<Datum> =
+        placed.waiting.iter().map(|&tick| Datum::from(schedules::moment(tick))).collect();
+    let time = |second: Option<Seconds>| second.and_then(|second| spi::int(schedules::moment(second)));
+    let arguments = [
+        spi::text(name),
+        time(next),
+        spi::array(&mut waiting, ElementType::Timestamp),
+        spi::uuid_array(live.iter()),
+        time(last),
+        spi::int(placed.run.len() as i64),
+        spi::int(now),
+        spi::int((skipped + placed.skipped) as i64),
+    ];
+    spi::connected(|spi| ADVANCE.with(|statement| statement.run(spi, &arguments, false)).len());
+    Ok(())
+}
