@@ -33,11 +33,11 @@ COMMENT ON COLUMN pg_task.failed.created_at IS 'When it was enqueued';
 COMMENT ON COLUMN pg_task.failed.options IS 'The task''s own options: tags, meta, traceparent';
 
 CREATE VIEW pg_task.task_errors AS
-    SELECT t.id, t.queue, (e.entry OPERATOR(pg_catalog.->>) 'at')::timestamptz AS at,
+    SELECT t.id, t.queue, (e.entry OPERATOR(pg_catalog.->>) 'at')::pg_catalog.timestamptz AS at,
            (e.entry OPERATOR(pg_catalog.->>) 'attempt')::integer AS attempt,
            e.entry OPERATOR(pg_catalog.->>) 'step' AS step,
            e.entry OPERATOR(pg_catalog.->>) 'error' AS error,
-           (e.entry OPERATOR(pg_catalog.->>) 'worker')::uuid AS worker,
+           (e.entry OPERATOR(pg_catalog.->>) 'worker')::pg_catalog.uuid AS worker,
            t.error IS NOT NULL AS parked
     FROM pg_task.task AS t
     CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(t.errors) AS e (entry)
