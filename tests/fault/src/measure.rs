@@ -86,9 +86,10 @@ async fn one(scene: &Scene, loss: Loss) -> anyhow::Result<Duration> {
     proxy.set(Mode::Open);
     proxy.cut();
     scene.crew.lock().await.revive()?;
-    scene
-        .until("SELECT NOT EXISTS (SELECT FROM pg_task.task WHERE NOT step->'Load' ? 'Future')", PATIENCE)
-        .await?;
+    // A producer may have committed once more before it paused; what that made to be parked stays so, as nobody mends it now.
+    let done =
+        "SELECT NOT EXISTS (SELECT FROM pg_task.task WHERE error IS NULL AND NOT step->'Load' ? 'Future')";
+    scene.until(done, PATIENCE).await?;
     scene
         .until("SELECT count(*) = 0 FROM pg_task.workers WHERE state NOT IN ('idle', 'working')", PATIENCE)
         .await?;
