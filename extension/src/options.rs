@@ -116,6 +116,15 @@ pub unsafe fn key(options: Datum, queue: Datum) -> Option<TaskKey> {
     unsafe { text(options, c"key").map(|name| TaskKey(hash(name, hash(queue, 0)))) }
 }
 
+/// The group and the key of a task.
+///
+/// # Safety
+/// The options are a `jsonb` object, the queue is a text.
+pub unsafe fn group_and_key(options: Option<Datum>, queue: Datum) -> (Option<Group>, Option<TaskKey>) {
+    // SAFETY: the caller's.
+    options.map_or((None, None), |options| unsafe { (group(options), key(options, queue)) })
+}
+
 /// # Safety
 /// The datum is a text.
 unsafe fn hash(text: Datum, seed: i64) -> i64 {

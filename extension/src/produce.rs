@@ -190,10 +190,7 @@ fn insert_below(place: &Place, due: Micros, tasks: &[(TaskId, Datum)]) -> Result
             let Place { queue, priority, options, .. } = *place;
             table.insert(&NewTask { id, queue, priority, step, due, options });
             // SAFETY: the options are a jsonb, which was checked, and the queue is a text.
-            let (group, key) = unsafe {
-                let group = options.and_then(|options| options::group(options));
-                (group, options.and_then(|options| options::key(options, queue)))
-            };
+            let (group, key) = unsafe { options::group_and_key(options, queue) };
             commit::note_task(&place.name, priority, due, id, group, key);
         }
     }

@@ -19,6 +19,7 @@ use crate::call::Call;
 use crate::call::sql_function;
 use crate::commit;
 use crate::error::Error;
+use crate::options;
 use crate::produce;
 use crate::produce::Place;
 use crate::shmem;
@@ -71,7 +72,7 @@ thread_local! {
             tried = CASE WHEN $4 IS NOT NULL OR t.error IS NOT NULL THEN 0 ELSE t.tried END, \
             fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
           WHERE t.id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR t.fence OPERATOR(pg_catalog.=) $2) AND ($3 OR t.error IS NULL) \
-          RETURNING t.fence, t.queue, t.priority, t.wakeup_at",
+          RETURNING t.fence, t.queue, t.priority, t.wakeup_at, t.options",
         &[
             pg_sys::UUIDOID,
             pg_sys::INT8OID,
@@ -345,7 +346,11 @@ fn change(spi: &Connected, wanted: &Wanted, holder: &Holder, moves: bool, replac
     if let (Some(queue), Some(priority), Some(due)) =
         (rows.text(0, 2).as_deref().and_then(QueueName::new), rows.int2(0, 3), rows.int8(0, 4))
     {
-        commit::note_due(&queue, priority, due, holder.task);
+        // SAFETY: the options are a jsonb object, which the table's constraint says, and the queue is a text.
+        let (group, key) = rows
+            .datum(0, 2)
+            .map_or((None, None), |queue| unsafe { options::group_and_key(rows.datum(0, 5), queue) });
+        commit::note_task(&queue, priority, due, holder.task, group, key);
     }
     let arguments = [spi::text(&wanted.key), fence.and_then(spi::int)];
     NOTE_FENCE.with(|statement| statement.run(spi, &arguments, false));
