@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 
 use crate::check;
 use crate::check::Evidence;
+use crate::check::Outcome as Ended;
+use crate::check::Past;
 use crate::check::Row;
 use crate::check::Violation;
 use crate::fault::Fault;
@@ -220,7 +222,7 @@ pub(crate) async fn examine(
             began.elapsed().as_secs_f64()
         );
         // The next check begins from nothing. Nothing runs now that could still write.
-        scene.run("DELETE FROM pg_task.task; TRUNCATE effect, exact").await?;
+        scene.run("DELETE FROM pg_task.task; TRUNCATE effect, exact, pg_task.history").await?;
         std::fs::File::create(&scene.ledger_path)?;
         evidence.lines.clear();
         return Ok(());
@@ -288,10 +290,34 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
         let [key, seq, token] = row.split(' ').collect::<Vec<_>>()[..] else { return None };
         Some((key.parse().ok()?, (seq.parse().ok()?, token.parse().ok()?)))
     });
+    let history = scene
+        .column(
+            "SELECT p.key || ' ' || p.seq || ' ' || h.attempts || ' ' || h.outcome
+             FROM pg_task.history AS h, jsonb_each(h.step -> 'Load') AS s (name, payload), jsonb_to_record(s.payload) AS p (key bigint, seq int)
+             WHERE h.step ? 'Load'",
+        )
+        .await?;
+    let past = history.iter().map(|row| {
+        let [key, seq, attempts, outcome] = row.split(' ').collect::<Vec<_>>()[..] else {
+            bail!("no past: {row}")
+        };
+        let outcome = match outcome {
+            "cancelled" => Ended::Cancelled,
+            "done" => Ended::Done,
+            other => bail!("no outcome: {other}"),
+        };
+        Ok((key.parse()?, Past { outcome, seq: seq.parse()?, attempts: attempts.parse()? }))
+    });
+    let mut history: HashMap<u64, Vec<Past>> = HashMap::new();
+    for row in past {
+        let (key, past) = row?;
+        history.entry(key).or_default().push(past);
+    }
     let mut exactly: HashMap<u64, Vec<(u32, i64)>> = HashMap::new();
     exact.for_each(|(key, row)| exactly.entry(key).or_default().push(row));
     Ok(Evidence {
         exactly,
+        history,
         rows: rows.collect(),
         effects: effects.collect(),
         lines: ledger::read(&scene.ledger_path)?,
@@ -318,7 +344,7 @@ async fn ticks(scene: &Scene) -> anyhow::Result<Option<String>> {
 /// Tasks of many priorities that are all ready before the first is handed out: the tokens tell the order. Returns what is wrong with it.
 async fn hand_out_order(scene: &Scene, seed: u64) -> anyhow::Result<Option<String>> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let plan = Plan { kind: Kind::Noop, last: 0 };
+    let plan = Plan::new(Kind::Noop, 0);
     scene.run("ALTER SYSTEM SET pg_task.enabled = off").await?;
     scene.run("SELECT pg_reload_conf()").await?;
     scene.until("SELECT NOT current_setting('pg_task.enabled')::bool", PATIENCE).await?;

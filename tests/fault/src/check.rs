@@ -9,8 +9,13 @@
 //! - attempts are counted: never fewer than before, one more after an error, no more than runs and faults explain; a parked task has had
 //!   exactly as many as its reason says;
 //! - what a step writes with its token as a fence never goes back;
-//! - what a step writes in the transaction of its transition is there once if it led on, by the run that did, and never twice.
+//! - what a step writes in the transaction of its transition is there once if it led on, by the run that did, and never twice;
+//! - a task whose deadline is over does not begin, and no attempt is counted;
+//! - tasks of one group run one at a time, in the order in which they were enqueued; of a key no more at once than its queue allows;
+//! - the history has one row of each task that has ended, with the outcome and the attempts that the ledger knows, and none of another.
 
+mod bonds;
+mod history;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -34,6 +39,8 @@ pub struct Evidence {
     pub lines: Vec<Line>,
     /// The rows that are left in the table.
     pub rows: Vec<Row>,
+    /// What the history says, by the task's key.
+    pub history: HashMap<u64, Vec<Past>>,
     /// What the fenced steps wrote: the token by the task's key.
     pub effects: HashMap<u64, i64>,
     /// What steps wrote in the transaction of their transition: step and token by the task's key.
@@ -51,6 +58,26 @@ pub struct Row {
     pub key: u64,
     /// All of it, for people.
     pub text: String,
+}
+
+/// What the history says of a task that has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Past {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The number of its last step.
+    pub seq: u32,
+    /// The attempts of its last step.
+    pub attempts: i32,
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// A user deleted it.
+    Cancelled,
+    /// Its last step was done.
+    Done,
 }
 
 /// A fault, from its first effect to its last.
@@ -79,16 +106,20 @@ struct Story<'a> {
     lines: Vec<&'a Line>,
     plan: Option<Plan>,
     intended_at: Moment,
-    committed: bool,
+    committed_at: Option<Moment>,
     rolled_back: bool,
     cancelling: bool,
     cancelled_at: Option<Moment>,
     /// A user has changed it: its attempts begin anew, or a run was refused for it.
     changed: bool,
+    /// A user has moved it to another queue.
+    moved: bool,
     /// Runs in the order of their tokens, with the moment at which they began.
     runs: Vec<(Run, Moment)>,
-    ends: HashMap<i64, End>,
+    ends: HashMap<i64, (End, Moment)>,
     parked: Vec<(i32, &'a str)>,
+    /// When it was first about to be resumed.
+    resumed_at: Option<Moment>,
 }
 
 /// Every broken promise, in the order of the keys.
@@ -113,8 +144,15 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
             story.transitions(plan, &mut complain);
             story.attempts(plan, evidence, &mut complain);
             story.exactly(plan, evidence.exactly.get(&key).map_or(&[], Vec::as_slice), &mut complain);
+            let past = evidence.history.get(&key).map_or(&[][..], Vec::as_slice);
+            story.history(plan, &rows, past, &mut complain);
             story.effect(plan, evidence.effects.get(&key).copied(), &mut complain);
         }
+    }
+    bonds::groups_go_in_order(&stories, &mut out);
+    bonds::keys_keep_their_limit(&stories, &mut out);
+    for key in evidence.history.keys().filter(|key| !stories.contains_key(key)) {
+        out.push(Violation { key: *key, text: "the history knows of it, and nobody enqueued it".to_owned() });
     }
     for key in rows.into_keys() {
         out.push(Violation { key, text: "there is a row that nobody enqueued".to_owned() });
@@ -130,16 +168,25 @@ impl<'a> Story<'a> {
             Entry::Began(run) => self.runs.push((*run, line.at)),
             Entry::Cancelled => self.cancelled_at = Some(line.at),
             Entry::Cancelling => self.cancelling = true,
-            Entry::Committed => self.committed = true,
-            Entry::Ended(_, token, end) => _ = self.ends.insert(*token, *end),
+            Entry::Committed => self.committed_at = Some(line.at),
+            Entry::Ended(_, token, end) => _ = self.ends.insert(*token, (*end, line.at)),
             Entry::Intended(plan) => {
                 self.plan = Some(*plan);
                 self.intended_at = line.at;
             }
             Entry::Parked(tried, error) => self.parked.push((*tried, error)),
-            Entry::Changing | Entry::Resuming => self.changed = true,
+            Entry::Changing => (self.changed, self.moved) = (true, true),
+            Entry::Resuming => {
+                self.changed = true;
+                self.resumed_at.get_or_insert(line.at);
+            }
             Entry::RolledBack => self.rolled_back = true,
         }
+    }
+
+    /// What a run noted that it ends in.
+    fn end(&self, run: &Run) -> Option<End> {
+        self.ends.get(&run.token).map(|(end, _)| *end)
     }
 
     /// What is there was enqueued; what was rolled back is not there.
@@ -164,10 +211,15 @@ impl<'a> Story<'a> {
             if !self.runs.is_empty() {
                 complain("it is due in a day, and it ran".to_owned());
             }
-            if self.committed && rows.is_empty() && !self.cancelling {
+            if self.committed_at.is_some() && rows.is_empty() && !self.cancelling {
                 complain("lost: it is due in a day, and its row is gone".to_owned());
             }
             return;
+        }
+        if plan.kind == Kind::Expired
+            && self.runs.iter().any(|(_, began)| self.resumed_at.is_none_or(|resumed| *began < resumed))
+        {
+            complain("its deadline was over, and it began".to_owned());
         }
         if !rows.is_empty() {
             if self.cancelled_at.is_some() {
@@ -183,11 +235,9 @@ impl<'a> Story<'a> {
         {
             complain("it began long after it was cancelled".to_owned());
         }
-        let enqueued = self.committed || !self.runs.is_empty();
-        let done = self
-            .runs
-            .iter()
-            .any(|(run, _)| run.seq == plan.last_step() && self.ends.get(&run.token) == Some(&End::Done));
+        let enqueued = self.committed_at.is_some() || !self.runs.is_empty();
+        let done =
+            self.runs.iter().any(|(run, _)| run.seq == plan.last_step() && self.end(run) == Some(End::Done));
         // A deletion whose commit is not known explains a row that is gone.
         if enqueued && !done && !self.cancelling && !self.rolled_back {
             complain("lost: its row is gone, and its last step never ended".to_owned());
@@ -215,7 +265,7 @@ impl<'a> Story<'a> {
             let ended = seq == plan.last_step()
                 && !self.cancelling
                 && !self.rolled_back
-                && (self.committed || !self.runs.is_empty());
+                && (self.committed_at.is_some() || !self.runs.is_empty());
             if ended && tokens.is_empty() {
                 complain(format!("the last step {seq} has ended, and nothing was written"));
             }
@@ -234,7 +284,7 @@ impl<'a> Story<'a> {
         if plan.kind != Kind::Fenced {
             return;
         }
-        let done = self.runs.iter().filter(|(run, _)| self.ends.get(&run.token) == Some(&End::Done));
+        let done = self.runs.iter().filter(|(run, _)| self.end(run) == Some(End::Done));
         let last = done.map(|(run, _)| run.token).max();
         match (last, effect) {
             (Some(last), Some(effect)) if effect < last => {
@@ -270,6 +320,9 @@ impl Evidence {
         }
         for row in self.rows.iter().filter(|row| row.key == violation.key) {
             text += &format!("    row: {}\n", row.text);
+        }
+        for past in self.history.get(&violation.key).into_iter().flatten() {
+            text += &format!("    in the history: {past:?}\n");
         }
         text
     }

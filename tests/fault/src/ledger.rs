@@ -193,6 +193,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Bond;
     use crate::plan::Kind;
 
     #[test]
@@ -204,7 +205,9 @@ mod tests {
             Entry::Changing,
             Entry::Committed,
             Entry::Ended(3, 8, End::Next),
-            Entry::Intended(Plan { kind: Kind::Chain, last: 4 }),
+            Entry::Intended(Plan::new(Kind::Chain, 4)),
+            Entry::Intended(Plan::new(Kind::Nap, 1).tied(Bond::Group { group: 7, batch: 1 })),
+            Entry::Intended(Plan::new(Kind::Exact, 2).tied(Bond::Tenant(3))),
             Entry::Parked(4, "the worker was lost".to_owned()),
             Entry::Resuming,
             Entry::RolledBack,

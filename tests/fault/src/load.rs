@@ -53,44 +53,68 @@ async fn enqueue(
     match rng.u32(0..100) {
         0..25 => {
             let tasks = intend(scene, rng, 1)?;
-            let call = sqlx::query("SELECT pg_task.enqueue($1, queue => $2, priority => $3)")
-                .bind(Json(&tasks[0].1))
-                .bind(["a", "b", "default"][rng.usize(0..3)])
+            let call = sqlx::query("SELECT pg_task.enqueue($1, queue => $2, priority => $3, options => $4)")
+                .bind(Json(&tasks[0].step))
+                .bind(tasks[0].queue.unwrap_or(["a", "b", "default"][rng.usize(0..3)]))
                 .bind(rng.i32(-2..3))
+                .bind(tasks[0].options.as_ref().map(Json))
                 .execute(connection)
                 .await;
             settle(scene, &tasks, call)
         }
         25..50 => {
             let tasks = intend(scene, rng, 5)?;
-            let call = sqlx::query("INSERT INTO pg_task.task (step, priority) SELECT unnest($1), $2")
-                .bind(tasks.iter().map(|task| Json(&task.1)).collect::<Vec<_>>())
+            let insert = "INSERT INTO pg_task.task (step, queue, options, priority) \
+                 SELECT step, queue, options, $4 FROM unnest($1, $2, $3) AS new (step, queue, options)";
+            let call = sqlx::query(insert)
+                .bind(steps(&tasks))
+                .bind(tasks.iter().map(|task| task.queue.unwrap_or("default")).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|task| task.options.as_ref().map(Json)).collect::<Vec<_>>())
                 .bind(rng.i16(-2..3))
                 .execute(connection)
                 .await;
             settle(scene, &tasks, call)
         }
         50..60 => {
-            let tasks = intend(scene, rng, 10)?;
-            let call = sqlx::query("SELECT pg_task.enqueue_many($1)")
-                .bind(tasks.iter().map(|task| Json(&task.1)).collect::<Vec<_>>())
+            let tasks = intend_alike(scene, rng, 10)?;
+            let call = sqlx::query("SELECT pg_task.enqueue_many($1, queue => $2, options => $3)")
+                .bind(steps(&tasks))
+                .bind(tasks[0].queue.unwrap_or("default"))
+                .bind(tasks[0].options.as_ref().map(Json))
                 .execute(connection)
                 .await;
             settle(scene, &tasks, call)
         }
         60..63 => {
-            let tasks = vec![note_intent(scene, Plan { kind: Kind::Future, last: 0 })?];
+            let tasks = vec![note_intent(scene, Plan::new(Kind::Future, 0))?];
             let call = sqlx::query("SELECT pg_task.schedule($1, now() + interval '1 day')")
-                .bind(Json(&tasks[0].1))
+                .bind(Json(&tasks[0].step))
                 .execute(connection)
                 .await;
             settle(scene, &tasks, call)
         }
-        63..75 => {
+        63..65 => {
+            let tasks = vec![note_intent(scene, Plan::new(Kind::Hasty, 0))?];
+            let delay = "SELECT pg_task.delay($1, $2 * interval '1 ms', \
+                 options => jsonb_build_object('deadline', now() + $3 * interval '1 ms'))";
+            let call = sqlx::query(delay)
+                .bind(Json(&tasks[0].step))
+                .bind(f64::from(rng.u32(0..600)))
+                .bind(f64::from(rng.u32(0..900)))
+                .execute(connection)
+                .await;
+            settle(scene, &tasks, call)
+        }
+        65..75 => {
             let tasks = intend(scene, rng, 1)?;
-            let call = sqlx::query("SELECT pg_task.delay($1, $2 * interval '1 ms')")
-                .bind(Json(&tasks[0].1))
-                .bind(f64::from(rng.u32(0..3_000)))
+            // What is due later blocks its group.
+            let longest = if tasks[0].options.is_some() { 400 } else { 3_000 };
+            let delay = "SELECT pg_task.delay($1, $2 * interval '1 ms', queue => $3, options => $4)";
+            let call = sqlx::query(delay)
+                .bind(Json(&tasks[0].step))
+                .bind(f64::from(rng.u32(0..longest)))
+                .bind(tasks[0].queue.unwrap_or("default"))
+                .bind(tasks[0].options.as_ref().map(Json))
                 .execute(connection)
                 .await;
             settle(scene, &tasks, call)
@@ -115,7 +139,7 @@ async fn enqueue(
         }
         _ => {
             let tasks = intend(scene, rng, 2)?;
-            let name = format!("load-{}", tasks[0].0);
+            let name = format!("load-{}", tasks[0].key);
             run(connection, &format!("BEGIN; {} PREPARE TRANSACTION '{name}'", inserts(&tasks))).await?;
             if rng.bool() {
                 let call = run(connection, &format!("COMMIT PREPARED '{name}'")).await;
@@ -127,38 +151,97 @@ async fn enqueue(
     }
 }
 
-/// Chooses tasks and notes that they are about to be enqueued.
+/// A task that is about to be enqueued.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its key in the ledger.
+    pub key: u64,
+    /// Its first step.
+    pub step: Value,
+    /// The queue, if it has to be a certain one.
+    pub queue: Option<&'static str>,
+    /// Its options.
+    pub options: Option<Value>,
+}
+
+impl Task {
+    /// A task after a plan.
+    pub fn new(key: u64, plan: Plan) -> Self {
+        Self { key, step: plan.step(key), queue: plan.queue(), options: plan.options() }
+    }
+}
+
+fn steps(tasks: &[Task]) -> Vec<Json<&Value>> {
+    tasks.iter().map(|task| Json(&task.step)).collect()
+}
+
+/// Chooses tasks for one transaction and notes that they are about to be enqueued.
 ///
 /// # Errors
 /// When the ledger cannot be written.
-pub fn intend(scene: &Scene, rng: &mut fastrand::Rng, count: u32) -> anyhow::Result<Vec<(u64, Value)>> {
-    (0..count).map(|_| note_intent(scene, Plan::choose(rng))).collect()
+pub fn intend(scene: &Scene, rng: &mut fastrand::Rng, count: u64) -> anyhow::Result<Vec<Task>> {
+    let batch = scene.next_key.fetch_add(count, Relaxed);
+    let plan = |key| (key, Plan::choose(rng).tie(rng, key, batch));
+    note_all(scene, (batch..batch + count).map(plan))
+}
+
+/// The same with one plan for all.
+fn intend_alike(scene: &Scene, rng: &mut fastrand::Rng, count: u64) -> anyhow::Result<Vec<Task>> {
+    let batch = scene.next_key.fetch_add(count, Relaxed);
+    let plan = Plan::choose(rng).tie(rng, batch, batch);
+    note_all(scene, (batch..batch + count).map(|key| (key, plan)))
+}
+
+/// The same with none.
+///
+/// # Errors
+/// When the ledger cannot be written.
+pub fn intend_untied(scene: &Scene, rng: &mut fastrand::Rng, count: u64) -> anyhow::Result<Vec<Task>> {
+    let batch = scene.next_key.fetch_add(count, Relaxed);
+    note_all(scene, (batch..batch + count).map(|key| (key, Plan::choose(rng))))
+}
+
+fn note_all(scene: &Scene, plans: impl Iterator<Item = (u64, Plan)>) -> anyhow::Result<Vec<Task>> {
+    plans
+        .map(|(key, plan)| {
+            scene.ledger.note(key, Entry::Intended(plan))?;
+            Ok(Task::new(key, plan))
+        })
+        .collect()
 }
 
 /// Chooses a key for a task and notes that it is about to be enqueued.
 ///
 /// # Errors
 /// When the ledger cannot be written.
-pub fn note_intent(scene: &Scene, plan: Plan) -> anyhow::Result<(u64, Value)> {
+pub fn note_intent(scene: &Scene, plan: Plan) -> anyhow::Result<Task> {
     let key = scene.next_key.fetch_add(1, Relaxed);
     scene.ledger.note(key, Entry::Intended(plan))?;
-    Ok((key, plan.step(key)))
+    Ok(Task::new(key, plan))
 }
 
 /// Statements that insert the tasks.
-pub fn inserts(tasks: &[(u64, Value)]) -> String {
-    tasks.iter().map(|(_, step)| format!("INSERT INTO pg_task.task (step) VALUES ('{step}'); ")).collect()
+pub fn inserts(tasks: &[Task]) -> String {
+    let insert = |task: &Task| {
+        let queue = task.queue.unwrap_or("default");
+        let options = task.options.as_ref().map_or("NULL".to_owned(), |options| format!("'{options}'"));
+        format!(
+            "INSERT INTO pg_task.task (step, queue, options) VALUES ('{}', '{queue}', {options}); ",
+            task.step
+        )
+    };
+    tasks.iter().map(insert).collect()
 }
 
 /// Notes that the tasks are committed.
 ///
 /// # Errors
 /// When the ledger cannot be written.
-pub fn committed(scene: &Scene, tasks: &[(u64, Value)]) -> anyhow::Result<()> {
+pub fn committed(scene: &Scene, tasks: &[Task]) -> anyhow::Result<()> {
     conclude(scene, tasks, &Fate::Committed)
 }
 
-fn settle<T>(scene: &Scene, tasks: &[(u64, Value)], call: Result<T, sqlx::Error>) -> anyhow::Result<()> {
+fn settle<T>(scene: &Scene, tasks: &[Task], call: Result<T, sqlx::Error>) -> anyhow::Result<()> {
     let fate = match &call {
         Ok(_) => Fate::Committed,
         // An answer of the server that is an error means that nothing was committed; the end of a session may follow a commit.
@@ -172,11 +255,11 @@ fn settle<T>(scene: &Scene, tasks: &[(u64, Value)], call: Result<T, sqlx::Error>
     Ok(())
 }
 
-fn conclude(scene: &Scene, tasks: &[(u64, Value)], fate: &Fate) -> anyhow::Result<()> {
-    for (key, _) in tasks {
+fn conclude(scene: &Scene, tasks: &[Task], fate: &Fate) -> anyhow::Result<()> {
+    for task in tasks {
         match fate {
-            Fate::Committed => scene.ledger.note(*key, Entry::Committed)?,
-            Fate::RolledBack => scene.ledger.note(*key, Entry::RolledBack)?,
+            Fate::Committed => scene.ledger.note(task.key, Entry::Committed)?,
+            Fate::RolledBack => scene.ledger.note(task.key, Entry::RolledBack)?,
             Fate::Unknown => {}
         }
     }
@@ -262,7 +345,10 @@ pub async fn resume_parked(scene: &Scene) -> anyhow::Result<usize> {
         std::fs::write(scene.mended.join(key.to_string()), "")?;
         scene.ledger.note(key, Entry::Resuming)?;
         scene
-            .run(&format!("UPDATE pg_task.task SET error = NULL WHERE id = '{id}' AND error IS NOT NULL"))
+            .run(&format!(
+                "UPDATE pg_task.task SET error = NULL, options = nullif(options - 'deadline', '{{}}') \
+                 WHERE id = '{id}' AND error IS NOT NULL"
+            ))
             .await?;
     }
     Ok(parked.len())

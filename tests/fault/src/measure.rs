@@ -62,7 +62,7 @@ async fn one(scene: &Scene, loss: Loss) -> anyhow::Result<Duration> {
     // A step of three seconds, on one of the workers that are bound to their connection.
     let (key, first, member) = loop {
         let key = scene.next_key.fetch_add(10, std::sync::atomic::Ordering::Relaxed) / 10 * 10 + 9;
-        let plan = Plan { kind: Kind::Slow, last: 0 };
+        let plan = Plan::new(Kind::Slow, 0);
         scene.ledger.note(key, Entry::Intended(plan))?;
         scene.run(&format!("INSERT INTO pg_task.task (step) VALUES ('{}')", plan.step(key))).await?;
         scene.ledger.note(key, Entry::Committed)?;

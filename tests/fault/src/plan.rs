@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 
-use anyhow::Context;
 use anyhow::bail;
 use serde_json::Value;
 use serde_json::json;
@@ -16,32 +15,47 @@ pub enum Kind {
     Doomed,
     /// Steps that write a row each in the transaction of their transition.
     Exact,
+    /// Has a deadline that is over: is parked without having begun, and runs when it has been resumed without one.
+    Expired,
     /// Writes to a table with its attempt token as a fence.
     Fenced,
     /// Fails in its first attempts.
     Flaky,
     /// Is due in a day: must stay where it is.
     Future,
+    /// Has a deadline soon: runs, or is parked without having begun.
+    Hasty,
     /// Steps that follow each other after delays.
     Later,
+    /// Steps that take a few hundredths of a second: what must not overlap would.
+    Nap,
     /// Does nothing.
     Noop,
+    /// Fails in its first attempts; its retries are what its options say, its step says none.
+    Patient,
     /// Steps that take their time; its user may cancel or change it meanwhile.
     Slow,
+    /// Takes longer than its step may in its first attempts.
+    Tardy,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::Chain,
         Self::Doomed,
         Self::Exact,
+        Self::Expired,
         Self::Fenced,
         Self::Flaky,
         Self::Future,
+        Self::Hasty,
         Self::Later,
+        Self::Nap,
         Self::Noop,
+        Self::Patient,
         Self::Slow,
+        Self::Tardy,
     ];
 
     /// Its name, also that of its step.
@@ -50,73 +64,183 @@ impl Kind {
             Self::Chain => "Chain",
             Self::Doomed => "Doomed",
             Self::Exact => "Exact",
+            Self::Expired => "Expired",
             Self::Fenced => "Fenced",
             Self::Flaky => "Flaky",
             Self::Future => "Future",
+            Self::Hasty => "Hasty",
             Self::Later => "Later",
+            Self::Nap => "Nap",
             Self::Noop => "Noop",
+            Self::Patient => "Patient",
             Self::Slow => "Slow",
+            Self::Tardy => "Tardy",
         }
     }
 
-    /// How often its steps are retried after an error.
+    /// Whether [`Plan::last`] is a number of attempts that fail.
+    fn fails_at_first(self) -> bool {
+        matches!(self, Self::Flaky | Self::Patient | Self::Tardy)
+    }
+
+    /// How often its steps are retried after an error, as they say or its options.
     pub fn retry_limit(self) -> i32 {
         match self {
             Self::Doomed => 1,
             // Its errors are those of the database under fault.
             Self::Exact | Self::Fenced => 20,
-            Self::Flaky => 6,
+            Self::Flaky | Self::Patient | Self::Tardy => 6,
             _ => 0,
         }
     }
 }
 
-/// The arguments of `register` that name every step with its retries: what is parked when a worker is lost hangs on them.
+/// The arguments of `register` that name every step with its retries: what is parked when a worker is lost hangs on them, or on the options.
 pub fn registration() -> String {
     let names: Vec<String> = Kind::ALL.iter().map(|kind| format!("Load/{}", kind.name())).collect();
-    let limits: Vec<String> = Kind::ALL.iter().map(|kind| kind.retry_limit().to_string()).collect();
+    let limits: Vec<String> = Kind::ALL
+        .iter()
+        .map(|kind| if *kind == Kind::Patient { 0 } else { kind.retry_limit() })
+        .map(|limit| limit.to_string())
+        .collect();
     format!("steps => '{{{}}}', retry_limits => '{{{}}}'", names.join(","), limits.join(","))
 }
+
+/// What ties a task to others.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Bond {
+    /// A group, and the transaction that enqueued it: those of one transaction are in the order of their keys.
+    Group {
+        /// Which group.
+        group: u64,
+        /// The transaction: the key of its first task.
+        batch: u64,
+    },
+    /// Nothing.
+    #[default]
+    None,
+    /// A key of the queue [`TENANTS`].
+    Tenant(u64),
+}
+
+/// The queue whose keys have a limit.
+pub const TENANTS: &str = "tenants";
+
+/// The limit of each key.
+pub const TENANT_LIMIT: usize = 2;
+
+/// Different keys of the queue.
+const TENANT_COUNT: u64 = 5;
+
+/// After so many tasks there are other groups: none grows so long that the run waits for it.
+const GROUPS_CHANGE_AFTER: u64 = 300;
+const GROUPS_AT_A_TIME: u64 = 4;
 
 /// What a task is meant to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// Its kind.
     pub kind: Kind,
-    /// The number of its last step; the first is 0. For [`Kind::Flaky`] the attempts that fail.
+    /// The number of its last step; the first is 0. For [`Kind::Flaky`] and its like the attempts that fail.
     pub last: u32,
+    /// What ties it to others.
+    pub bond: Bond,
 }
 
 impl Plan {
+    /// A task that is tied to none.
+    pub fn new(kind: Kind, last: u32) -> Self {
+        Self { kind, last, bond: Bond::None }
+    }
+
     /// The task's first step, as it is stored.
     pub fn step(self, key: u64) -> Value {
         json!({ "Load": { self.kind.name(): { "key": key, "seq": 0, "last": self.last, "via": 0 } } })
     }
 
-    /// The number of the last step that it runs.
-    pub fn last_step(self) -> u32 {
-        if self.kind == Kind::Flaky { 0 } else { self.last }
+    /// The task's options.
+    pub fn options(self) -> Option<Value> {
+        let mut options = serde_json::Map::new();
+        match self.kind {
+            Kind::Expired => _ = options.insert("deadline".to_owned(), json!("2020-02-02T20:20:20Z")),
+            Kind::Patient => {
+                let policy = json!({ "limit": 6, "delay": "40 ms", "backoff": "exponential", "max_delay": "200 ms", "jitter": 0.5 });
+                options.insert("retry".to_owned(), policy);
+            }
+            _ => {}
+        }
+        match self.bond {
+            Bond::Group { group, .. } => {
+                _ = options.insert("group".to_owned(), json!(format!("group {group}")));
+            }
+            Bond::None => {}
+            Bond::Tenant(tenant) => _ = options.insert("key".to_owned(), json!(format!("tenant {tenant}"))),
+        }
+        (!options.is_empty()).then_some(Value::Object(options))
     }
 
-    /// A plan by chance, of a kind that is due when it is enqueued.
+    /// The queue, if it has to be a certain one.
+    pub fn queue(self) -> Option<&'static str> {
+        matches!(self.bond, Bond::Tenant(_)).then_some(TENANTS)
+    }
+
+    /// The number of the last step that it runs.
+    pub fn last_step(self) -> u32 {
+        if self.kind.fails_at_first() { 0 } else { self.last }
+    }
+
+    /// A plan by chance, of a kind that is due when it is enqueued, tied to none.
     pub fn choose(rng: &mut fastrand::Rng) -> Self {
         let (kind, last) = match rng.u32(0..100) {
-            0..30 => (Kind::Noop, 0),
+            0..25 => (Kind::Noop, 0),
+            25..30 => (Kind::Nap, rng.u32(0..3)),
             30..55 => (Kind::Chain, rng.u32(1..8)),
             55..70 => (Kind::Later, rng.u32(1..4)),
-            70..80 => (Kind::Flaky, rng.u32(1..4)),
+            70..74 => (Kind::Flaky, rng.u32(1..4)),
+            74..76 => (Kind::Patient, rng.u32(1..4)),
+            76..79 => (Kind::Tardy, rng.u32(1..3)),
+            79 => (Kind::Expired, 0),
             80..83 => (Kind::Doomed, 0),
             83..88 => (Kind::Slow, rng.u32(0..4)),
             88..94 => (Kind::Exact, rng.u32(0..4)),
             _ => (Kind::Fenced, 0),
         };
-        Self { kind, last }
+        Self::new(kind, last)
+    }
+
+    /// The same, tied to others by chance, for the task `key` of the transaction `batch`.
+    pub fn tie(self, rng: &mut fastrand::Rng, key: u64, batch: u64) -> Self {
+        let bond = match rng.u32(0..100) {
+            0..15 => {
+                let group = key / GROUPS_CHANGE_AFTER * GROUPS_AT_A_TIME + rng.u64(0..GROUPS_AT_A_TIME);
+                Bond::Group { group, batch }
+            }
+            15..25 => Bond::Tenant(rng.u64(0..TENANT_COUNT)),
+            _ => Bond::None,
+        };
+        self.tied(bond)
+    }
+
+    /// The same with this bond. What has to wait for its turn takes less time: the run waits for all of it.
+    pub fn tied(self, bond: Bond) -> Self {
+        let (kind, last) = match (bond, self.kind) {
+            (Bond::None, _) => (self.kind, self.last),
+            (Bond::Group { .. }, Kind::Slow | Kind::Noop) => (Kind::Nap, self.last),
+            (Bond::Tenant(_), Kind::Chain | Kind::Noop) => (Kind::Nap, self.last.min(2)),
+            (_, kind) => (kind, self.last.min(2)),
+        };
+        Self { kind, last, bond }
     }
 }
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind.name(), self.last)
+        write!(f, "{} {}", self.kind.name(), self.last)?;
+        match self.bond {
+            Bond::Group { group, batch } => write!(f, " group {group} batch {batch}"),
+            Bond::None => Ok(()),
+            Bond::Tenant(tenant) => write!(f, " tenant {tenant}"),
+        }
     }
 }
 
@@ -124,10 +248,16 @@ impl FromStr for Plan {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let (name, last) = text.split_once(' ').context("no plan")?;
-        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name) else {
+        let [name, last, bond @ ..] = &text.split(' ').collect::<Vec<_>>()[..] else { bail!("no plan") };
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == *name) else {
             bail!("no kind of task: {name}")
         };
-        Ok(Self { kind, last: last.parse()? })
+        let bond = match bond {
+            ["group", group, "batch", batch] => Bond::Group { group: group.parse()?, batch: batch.parse()? },
+            ["tenant", tenant] => Bond::Tenant(tenant.parse()?),
+            [] => Bond::None,
+            other => bail!("no bond: {other:?}"),
+        };
+        Ok(Self { kind, last: last.parse()?, bond })
     }
 }

@@ -32,6 +32,8 @@ use crate::crew::Settings;
 use crate::crew::Special;
 use crate::ledger;
 use crate::ledger::Ledger;
+use crate::plan::TENANT_LIMIT;
+use crate::plan::TENANTS;
 use crate::proxy::Proxy;
 
 /// The database of the load.
@@ -232,6 +234,8 @@ impl Scene {
         self.run(&format!("CREATE ROLE {WORKER_ROLE} LOGIN PASSWORD '{WORKER_PASSWORD}'")).await?;
         self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect, exact TO {WORKER_ROLE}")).await?;
         self.run(&format!("SELECT pg_task.grant_work('{WORKER_ROLE}')")).await?;
+        self.run(&format!("SELECT pg_task.set_queue('{TENANTS}', key_concurrency => {TENANT_LIMIT})"))
+            .await?;
         // Steps that nobody knows: the tasks stay, and with them the times of the ticks.
         self.run(
             "SELECT pg_task.set_schedule('ticks ' || n, 'every 1 s', '{\"Tick\": {\"Tock\": {}}}', queue => 'ticks ' || n,

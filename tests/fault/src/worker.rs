@@ -19,7 +19,22 @@ use pg_task_fault::plan::Kind;
 use serde::Deserialize;
 use serde::Serialize;
 
-pg_task::task!(Load { Chain, Doomed, Exact, Fenced, Flaky, Future, Later, Noop, Slow });
+pg_task::task!(Load {
+    Chain,
+    Doomed,
+    Exact,
+    Expired,
+    Fenced,
+    Flaky,
+    Future,
+    Hasty,
+    Later,
+    Nap,
+    Noop,
+    Patient,
+    Slow,
+    Tardy,
+});
 pg_task::scheduler!(Tasks { Load });
 
 /// What the steps share.
@@ -61,27 +76,45 @@ payload! {
     Doomed
     /// Writes a row in the transaction of its transition.
     Exact
+    /// Does nothing, when it is allowed to begin.
+    Expired
     /// Writes with its token as a fence.
     Fenced
     /// Fails in its first attempts.
     Flaky
     /// Must not run.
     Future
+    /// Does nothing, if it begins.
+    Hasty
     /// Goes on after delays.
     Later
+    /// Takes a few hundredths of a second.
+    Nap
     /// Does nothing.
     Noop
+    /// Fails in its first attempts, and says nothing of retries.
+    Patient
     /// Takes its time.
     Slow
+    /// Takes too much time in its first attempts.
+    Tardy
 }
 
-impl Step<Load, Context> for Noop {
-    async fn step(self, cx: &Context) -> StepResult<Load> {
-        begin(cx, self.key, self.seq, self.via)?;
-        end(cx, self.key, self.seq, End::Done)?;
-        NextStep::none()
-    }
+macro_rules! does_nothing {
+    ($($name:ident)*) => {
+        $(
+            impl Step<Load, Context> for $name {
+                async fn step(self, cx: &Context) -> StepResult<Load> {
+                    begin(cx, self.key, self.seq, self.via)?;
+                    end(cx, self.key, self.seq, End::Done)?;
+                    NextStep::none()
+                }
+            }
+        )*
+    };
 }
+
+does_nothing! { Expired Hasty Noop }
 
 impl Step<Load, Context> for Chain {
     async fn step(self, cx: &Context) -> StepResult<Load> {
@@ -110,6 +143,20 @@ impl Step<Load, Context> for Later {
     }
 }
 
+impl Step<Load, Context> for Nap {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        let Self { key, seq, last, via } = self;
+        begin(cx, key, seq, via)?;
+        tokio::time::sleep(Duration::from_millis(10 + key % 6 * 10)).await;
+        if seq == last {
+            end(cx, key, seq, End::Done)?;
+            return NextStep::none();
+        }
+        end(cx, key, seq, End::Next)?;
+        NextStep::now(Self { key, seq: seq + 1, last, via: cx.token() })
+    }
+}
+
 impl Step<Load, Context> for Flaky {
     const RETRY_LIMIT: i32 = 6;
     const RETRY_DELAY: Duration = Duration::from_millis(50);
@@ -119,6 +166,51 @@ impl Step<Load, Context> for Flaky {
         if cx.attempt() <= self.last as i32 {
             end(cx, self.key, self.seq, End::Failed)?;
             return Err("not in this attempt".into());
+        }
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Context> for Patient {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        if cx.attempt() <= self.last as i32 {
+            end(cx, self.key, self.seq, End::Failed)?;
+            return Err("not in this attempt".into());
+        }
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+/// Notes that a step failed when it is dropped in its middle.
+struct Dropped<'a> {
+    cx: &'a Context,
+    key: u64,
+}
+
+impl Drop for Dropped<'_> {
+    fn drop(&mut self) {
+        let _ = end(self.cx, self.key, 0, End::Failed);
+    }
+}
+
+impl Step<Load, Context> for Tardy {
+    const RETRY_LIMIT: i32 = 6;
+    const RETRY_DELAY: Duration = Duration::from_millis(50);
+    const TIMEOUT: Option<Duration> = Some(Duration::from_millis(80));
+
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        if cx.attempt() <= self.last as i32 {
+            let _noted = Dropped { cx, key: self.key };
+            // Now and then it does not hear that its time is up.
+            if !self.key.is_multiple_of(8) {
+                cx.cancelled().await;
+                return Err("there was no time".into());
+            }
+            std::future::pending::<()>().await;
         }
         end(cx, self.key, self.seq, End::Done)?;
         NextStep::none()
@@ -259,6 +351,7 @@ async fn main() -> anyhow::Result<()> {
         .init();
     // The plans' retry limits are the steps': the check relies on it.
     assert_eq!(Kind::Flaky.retry_limit(), Flaky::RETRY_LIMIT);
+    assert_eq!(Kind::Tardy.retry_limit(), Tardy::RETRY_LIMIT);
     assert_eq!(Kind::Doomed.retry_limit(), Doomed::RETRY_LIMIT);
     assert_eq!(Kind::Exact.retry_limit(), Exact::RETRY_LIMIT);
     assert_eq!(Kind::Fenced.retry_limit(), Fenced::RETRY_LIMIT);

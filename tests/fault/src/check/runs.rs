@@ -10,7 +10,11 @@ use crate::fault::Fault;
 use crate::ledger::End;
 use crate::ledger::Moment;
 use crate::ledger::Run;
+use crate::plan::Kind;
 use crate::plan::Plan;
+
+/// How the error of a task begins that was not begun before its deadline.
+const DEADLINE: &str = "the task was not begun before its deadline";
 
 /// A fault has its effects a little before its note and after it, in centiseconds: a lost worker is counted after its grace.
 const AROUND: Moment = 300;
@@ -56,7 +60,7 @@ impl Story<'_> {
                     None => *via == 0,
                     Some(last) => {
                         self.runs.iter().any(|(run, _)| run.seq == last && run.token == *via)
-                            && self.ends.get(via) == Some(&End::Next)
+                            && self.ends.get(via).is_some_and(|(end, _)| *end == End::Next)
                     }
                 };
                 if !right {
@@ -76,7 +80,10 @@ impl Story<'_> {
     /// Attempts are counted.
     pub(super) fn attempts(&self, plan: Plan, evidence: &Evidence, complain: &mut impl FnMut(String)) {
         let around = |from: Moment, to: Moment| {
-            evidence.faults.iter().filter(move |fault| fault.from <= to + AROUND && fault.to + AROUND >= from)
+            evidence
+                .faults
+                .iter()
+                .filter(move |fault| fault.from <= to.saturating_add(AROUND) && fault.to + AROUND >= from)
         };
         let faults_in = |from: Moment, to: Moment| around(from, to).count();
         let promotion = Fault::Promote.name();
@@ -113,12 +120,22 @@ impl Story<'_> {
             }
         }
         for &(tried, error) in &self.parked {
-            self.parked_rightly(plan, evidence.lost_limit, tried, error, complain);
+            if !error.starts_with(DEADLINE) {
+                self.parked_rightly(plan, evidence.lost_limit, tried, error, complain);
+                continue;
+            }
+            // Lost workers count, also those that had not begun.
+            let most = if plan.kind == Kind::Expired { 0 } else { faults_in(self.intended_at, Moment::MAX) };
+            if !matches!(plan.kind, Kind::Expired | Kind::Hasty) {
+                complain(format!("it has no deadline, and was parked for it: {error}"));
+            } else if tried > most as i32 {
+                complain(format!("its deadline was over, and {tried} attempts are counted"));
+            }
         }
     }
 
     fn failed(&self, run: &Run) -> bool {
-        self.ends.get(&run.token) == Some(&End::Failed)
+        self.end(run) == Some(End::Failed)
     }
 
     fn parked_rightly(

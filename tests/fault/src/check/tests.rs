@@ -24,7 +24,28 @@ fn evidence(lines: &[&str]) -> Evidence {
     let lines = crate::ledger::read(&path).expect("the lines are whole");
     let _ = std::fs::remove_file(&path);
     let faults = vec![Span { name: "kill".to_owned(), from: 300, to: 300 }];
-    Evidence { lines, faults, lost_limit: 3, ..Evidence::default() }
+    let history = history_of(&lines);
+    Evidence { lines, faults, history, lost_limit: 3, ..Evidence::default() }
+}
+
+/// What the history should say: of each task that is done the first run that says so, and what was cancelled.
+fn history_of(lines: &[Line]) -> HashMap<u64, Vec<Past>> {
+    let mut history = HashMap::new();
+    for line in lines {
+        let past = match line.entry {
+            Entry::Cancelled => Past { outcome: Outcome::Cancelled, seq: 0, attempts: 0 },
+            Entry::Ended(seq, token, End::Done) => {
+                let attempts = lines.iter().find_map(|line| match line.entry {
+                    Entry::Began(run) if run.token == token => Some(run.attempt),
+                    _ => None,
+                });
+                Past { outcome: Outcome::Done, seq, attempts: attempts.unwrap_or_default() }
+            }
+            _ => continue,
+        };
+        history.entry(line.key).or_insert_with(|| vec![past]);
+    }
+    history
 }
 
 fn complaints(evidence: &Evidence) -> Vec<String> {
@@ -218,6 +239,178 @@ fn a_cancelled_task_that_runs_on_is_found() {
     ];
     assert_found(&evidence(&lines), "long after it was cancelled");
     assert_eq!(complaints(&evidence(&lines[..4])), Vec::<String>::new());
+}
+
+#[test]
+fn a_task_that_begins_after_its_deadline_is_found() {
+    let lines = |parked: &'static str, began: &'static str| {
+        evidence(&[
+            "1000 1 intended Expired 0",
+            "1001 1 committed",
+            parked,
+            "1003 1 resuming",
+            began,
+            "1005 1 ended step 0 token 10 done",
+        ])
+    };
+    let parked = "1002 1 parked tried 0 the task was not begun before its deadline, 2020";
+    let began = "1004 1 began step 0 token 10 attempt 1 via 0 worker 7";
+    assert_eq!(complaints(&lines(parked, began)), Vec::<String>::new());
+    let early = "1002 1 began step 0 token 10 attempt 1 via 0 worker 7";
+    assert_found(&lines(parked, early), "its deadline was over, and it began");
+    let counted = "1002 1 parked tried 1 the task was not begun before its deadline, 2020";
+    assert_found(&lines(counted, began), "and 1 attempts are counted");
+    let none = evidence(&["1000 1 intended Chain 0", "1001 1 committed", parked]);
+    assert_found(&none, "it has no deadline");
+}
+
+#[test]
+fn a_timeout_that_counts_not_at_all_or_twice_is_found() {
+    let lines = |second: &'static str| {
+        evidence(&[
+            "5000 1 intended Tardy 1",
+            "5001 1 committed",
+            "5002 1 began step 0 token 10 attempt 1 via 0 worker 7",
+            "5010 1 ended step 0 token 10 failed",
+            second,
+            "5017 1 ended step 0 token 11 done",
+        ])
+    };
+    let counted = "5016 1 began step 0 token 11 attempt 2 via 0 worker 7";
+    assert_eq!(complaints(&lines(counted)), Vec::<String>::new());
+    let not = "5016 1 began step 0 token 11 attempt 1 via 0 worker 7";
+    assert_found(&lines(not), "attempt 1 follows attempt 1");
+    let twice = "5016 1 began step 0 token 11 attempt 3 via 0 worker 7";
+    assert_found(&lines(twice), "do not make it attempt 3");
+}
+
+/// Two tasks of a group, the second enqueued after the first was committed; the first runs twice, because its worker was lost.
+fn group() -> Vec<&'static str> {
+    vec![
+        "100 1 intended Nap 0 group 4 batch 1",
+        "101 1 committed",
+        "102 2 intended Nap 0 group 4 batch 2",
+        "103 2 committed",
+        "104 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "600 1 began step 0 token 11 attempt 2 via 0 worker 8",
+        "601 1 ended step 0 token 11 done",
+        "602 2 began step 0 token 12 attempt 1 via 0 worker 8",
+        "603 2 ended step 0 token 12 done",
+        // Given up long ago, and still at it.
+        "604 1 ended step 0 token 10 done",
+    ]
+}
+
+#[test]
+fn a_group_whose_tasks_overlap_is_found() {
+    assert_eq!(complaints(&evidence(&group())), Vec::<String>::new());
+    let mut lines = group();
+    // The lost run was the last of the first task, and the second began before the first was run again.
+    lines[5] = "604 1 began step 0 token 13 attempt 2 via 0 worker 8";
+    lines[6] = "605 1 ended step 0 token 13 done";
+    assert_found(&evidence(&lines), "it was handed out before task 1");
+    assert_found(&evidence(&lines), "it began before task 1");
+    // Handed out in order, and yet at once.
+    let mut lines = group();
+    lines[6] = "604 1 ended step 0 token 11 done";
+    assert_found(&evidence(&lines), "it began before task 1");
+    // The first was cancelled: nothing holds the second up.
+    lines.extend(["600 1 cancelling", "600 1 cancelled"]);
+    assert!(!complaints(&evidence(&lines)).iter().any(|text| text.contains("began before")));
+}
+
+#[test]
+fn a_group_out_of_order_is_found_where_the_order_is_known() {
+    let mut lines = vec![
+        "100 1 intended Nap 0 group 4 batch 1",
+        "100 2 intended Nap 0 group 4 batch 1",
+        "101 1 committed",
+        "101 2 committed",
+        "104 2 began step 0 token 10 attempt 1 via 0 worker 7",
+        "105 2 ended step 0 token 10 done",
+        "106 1 began step 0 token 11 attempt 1 via 0 worker 8",
+        "107 1 ended step 0 token 11 done",
+    ];
+    // One transaction has enqueued both.
+    assert_found(&evidence(&lines), "it was handed out before task 1");
+    // Two that overlapped.
+    lines[1] = "100 2 intended Nap 0 group 4 batch 2";
+    assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
+    // Another group.
+    lines[1] = "100 2 intended Nap 0 group 5 batch 1";
+    assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
+}
+
+#[test]
+fn more_tasks_of_a_key_at_once_than_allowed_are_found() {
+    let lines = |third: &'static str| {
+        evidence(&[
+            "100 1 intended Nap 0 tenant 4",
+            "100 2 intended Nap 0 tenant 4",
+            third,
+            "104 1 began step 0 token 10 attempt 1 via 0 worker 7",
+            "105 2 began step 0 token 11 attempt 1 via 0 worker 7",
+            "108 3 began step 0 token 12 attempt 1 via 0 worker 8",
+            "109 1 ended step 0 token 10 done",
+            "109 2 ended step 0 token 11 done",
+            "109 3 ended step 0 token 12 done",
+        ])
+    };
+    assert_found(&lines("100 3 intended Nap 0 tenant 4"), "3 tasks of tenant 4 ran at once");
+    assert_eq!(complaints(&lines("100 3 intended Nap 0 tenant 5")), Vec::<String>::new());
+    // One that was given up does not count, nor does one that goes on when another ends.
+    let mut lines = vec![
+        "100 1 intended Nap 0 tenant 4",
+        "100 2 intended Nap 0 tenant 4",
+        "100 3 intended Nap 0 tenant 4",
+        "104 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "105 2 began step 0 token 11 attempt 1 via 0 worker 7",
+        "299 2 ended step 0 token 11 done",
+        "299 3 began step 0 token 12 attempt 1 via 0 worker 8",
+        "300 3 ended step 0 token 12 done",
+        "305 1 ended step 0 token 10 done",
+    ];
+    assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
+    lines[5] = "305 2 ended step 0 token 11 done";
+    assert_found(&evidence(&lines), "ran at once");
+    lines.push("300 1 began step 0 token 13 attempt 2 via 0 worker 8");
+    lines.push("301 1 ended step 0 token 13 done");
+    assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
+}
+
+#[test]
+fn a_history_that_says_something_else_is_found() {
+    let told = |past: &[Past]| {
+        let mut evidence = evidence(&good());
+        evidence.history.insert(1, past.to_vec());
+        evidence
+    };
+    let right = Past { outcome: Outcome::Done, seq: 2, attempts: 1 };
+    assert_eq!(complaints(&told(&[right])), Vec::<String>::new());
+    assert_found(&told(&[]), "the history does not know of it");
+    assert_found(&told(&[right, right]), "the history has 2 rows of it");
+    assert_found(&told(&[Past { seq: 1, ..right }]), "done with step 1");
+    assert_found(&told(&[Past { attempts: 2, ..right }]), "took 2 attempts");
+    assert_found(&told(&[Past { outcome: Outcome::Cancelled, ..right }]), "nobody cancelled it");
+    let mut there = told(&[right]);
+    there.rows = vec![Row { key: 1, text: "a row".to_owned() }];
+    assert_found(&there, "its row is there, and the history says that it has ended");
+    there.history.insert(9, vec![right]);
+    assert_found(&there, "the history knows of it, and nobody enqueued it");
+
+    let mut lines = good();
+    lines[1] = "101 1 rolled-back";
+    assert_found(&evidence(&lines), "rolled back, and the history knows of it");
+    let mut lines = good();
+    lines.extend(["602 1 cancelling", "602 1 cancelled"]);
+    let mut cancelled = evidence(&lines);
+    cancelled.history.insert(1, vec![right]);
+    assert_found(&cancelled, "it was cancelled, and the history says that it is done");
+    let mut lines = good();
+    lines.truncate(8);
+    let mut early = evidence(&lines);
+    early.history.insert(1, vec![right]);
+    assert_found(&early, "and no run was");
 }
 
 #[test]

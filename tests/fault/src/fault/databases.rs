@@ -6,6 +6,9 @@ use super::Outcome;
 use crate::ledger;
 use crate::ledger::Entry;
 use crate::load;
+use crate::load::Task;
+use crate::plan::Kind;
+use crate::plan::Plan;
 use crate::scene::PATIENCE;
 use crate::scene::Patience;
 use crate::scene::Scene;
@@ -27,22 +30,21 @@ pub(super) async fn extension(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow:
         "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_task.workers) THEN RAISE 'not yet'; END IF; END $$";
     scene.insist_in(SIDE, known).await?;
     let tasks = |rng: &mut fastrand::Rng| -> Vec<_> {
-        (0..50).map(|_| crate::plan::Plan::choose(rng).step(rng.u64(1..1 << 40))).collect()
+        (0..50).map(|_| Task::new(rng.u64(1..1 << 40), Plan::choose(rng))).collect()
     };
     let mut count = 0;
     for _ in 0..rng.u32(1..4) {
         scene.insist_in(SIDE, "CREATE EXTENSION IF NOT EXISTS pg_task; CREATE TABLE IF NOT EXISTS effect (key bigint PRIMARY KEY, token bigint NOT NULL); \
              CREATE TABLE IF NOT EXISTS exact (key bigint NOT NULL, seq bigint NOT NULL, token bigint NOT NULL)").await?;
-        let steps: Vec<_> = tasks(rng).into_iter().map(|step| (0, step)).collect();
-        let _ = scene.run_in(SIDE, &load::inserts(&steps)).await;
+        let _ = scene.run_in(SIDE, &load::inserts(&tasks(rng))).await;
         tokio::time::sleep(Duration::from_millis(rng.u64(0..800))).await;
         scene.insist_in(SIDE, "DROP EXTENSION IF EXISTS pg_task CASCADE").await?;
         count += 1;
     }
     // Made again, it works under the worker that has lived through it.
     scene.insist_in(SIDE, "CREATE EXTENSION IF NOT EXISTS pg_task").await?;
-    let plan = crate::plan::Plan { kind: crate::plan::Kind::Chain, last: 3 };
-    let last: Vec<_> = (1..21).map(|key| (key, plan.step(key))).collect();
+    let plan = Plan::new(Kind::Chain, 3);
+    let last: Vec<_> = (1..21).map(|key| Task::new(key, plan)).collect();
     scene.insist_in(SIDE, &load::inserts(&last)).await?;
     let mut patience = Patience::new(PATIENCE);
     loop {

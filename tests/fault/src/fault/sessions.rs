@@ -64,8 +64,8 @@ pub(super) async fn savepoints(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow
         }
     }
     let call = sqlx::raw_sql(AssertSqlSafe(format!("{script} COMMIT"))).execute(&mut connection).await;
-    for (key, _) in &dropped {
-        scene.ledger.note(*key, Entry::RolledBack)?;
+    for task in &dropped {
+        scene.ledger.note(task.key, Entry::RolledBack)?;
     }
     if call.is_ok() {
         load::committed(scene, &kept)?;
@@ -78,7 +78,7 @@ pub(super) async fn prepared(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::
     let mut prepared = Vec::new();
     for _ in 0..8 {
         let tasks = load::intend(scene, rng, 3)?;
-        let name = format!("fault-{}", tasks[0].0);
+        let name = format!("fault-{}", tasks[0].key);
         let script = format!("BEGIN; {} PREPARE TRANSACTION '{name}'", load::inserts(&tasks));
         let mut connection = scene.connect(DATABASE).await?;
         if sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await.is_ok() {
@@ -95,8 +95,8 @@ pub(super) async fn prepared(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::
             load::committed(scene, tasks)?;
         } else {
             scene.insist(&format!("ROLLBACK PREPARED '{name}'")).await?;
-            for (key, _) in tasks {
-                scene.ledger.note(*key, Entry::RolledBack)?;
+            for task in tasks {
+                scene.ledger.note(task.key, Entry::RolledBack)?;
             }
         }
     }

@@ -50,7 +50,7 @@ async fn once(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<u32> {
     sqlx::query(AssertSqlSafe(register)).bind(worker).execute(&mut connection).await?;
     // Tasks that take so long that they are still on their way when the results come late.
     let tasks = (0..20)
-        .map(|_| load::note_intent(scene, Plan { kind: Kind::Slow, last: 3 }))
+        .map(|_| load::note_intent(scene, Plan::new(Kind::Slow, 3)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     sqlx::raw_sql(AssertSqlSafe(load::inserts(&tasks))).execute(&mut connection).await?;
     load::committed(scene, &tasks)?;
@@ -82,8 +82,8 @@ fn run(scene: &Scene, step: &Value, token: i64, tried: i32) -> anyhow::Result<(i
     let named =
         Kind::ALL.into_iter().find_map(|kind| Some((kind, step.pointer(&format!("/Load/{}", kind.name()))?)));
     let number = |payload: &Value, name: &str| payload.get(name).and_then(Value::as_i64);
-    let Some((kind, payload)) =
-        named.filter(|(kind, _)| matches!(kind, Kind::Chain | Kind::Later | Kind::Noop | Kind::Slow))
+    let Some((kind, payload)) = named
+        .filter(|(kind, _)| matches!(kind, Kind::Chain | Kind::Later | Kind::Nap | Kind::Noop | Kind::Slow))
     else {
         return Ok((GIVE_BACK, None));
     };
