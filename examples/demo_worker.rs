@@ -16,7 +16,7 @@ use sqlx::PgPool;
 
 pg_task::task!(Greeter { ReadName, SayHello });
 pg_task::task!(Order { Deliver });
-pg_task::task!(Probe { Lateness, Latency });
+pg_task::task!(Probe { Lateness, Latency, Sum });
 pg_task::scheduler!(Tasks { Greeter, Order, Probe });
 
 /// What the steps share.
@@ -95,6 +95,22 @@ impl Step<Probe> for Latency {
     async fn step(self, _db: &PgPool) -> StepResult<Probe> {
         let micros = (Utc::now() - self.enqueued_at).num_microseconds().unwrap_or(i64::MAX);
         println!("started after {micros} us");
+        NextStep::none()
+    }
+}
+
+/// Returns something: the first time it only fails.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Sum {
+    numbers: Vec<i64>,
+}
+
+impl Step<Probe, Context> for Sum {
+    async fn step(self, cx: &Context) -> StepResult<Probe> {
+        if cx.attempt() == 1 {
+            return Err(std::io::Error::other("the abacus has jammed").into());
+        }
+        cx.set_result(&self.numbers.iter().sum::<i64>())?;
         NextStep::none()
     }
 }

@@ -2,6 +2,7 @@
 
 mod asleep;
 mod drain;
+mod features;
 mod idle;
 mod latency;
 mod produce;
@@ -35,6 +36,9 @@ pub const SHAPES: &[Shape] = &[
     Shape { name: "payload", ids: &[], what: "payloads of 100 B and 10 kB" },
     Shape { name: "processes", ids: &[], what: "four worker processes" },
     Shape { name: "queues", ids: &[], what: "ten queues with different priorities" },
+    Shape { name: "history", ids: &[], what: "a drain with and without a row of history for each task" },
+    Shape { name: "options", ids: &[], what: "drains of tasks with a retry policy, a key, a group" },
+    Shape { name: "unique", ids: &[], what: "16 clients that enqueue unique tasks" },
     Shape { name: "asleep", ids: &["P8", "P12"], what: "10 M tasks asleep, a restart, and all due at once" },
 ];
 
@@ -60,6 +64,9 @@ pub async fn run(bench: &mut Bench, shape: &Shape) -> anyhow::Result<()> {
         "payload" => steps::payload(bench).await,
         "processes" => steps::processes(bench).await,
         "queues" => steps::queues(bench).await,
+        "history" => features::history(bench).await,
+        "options" => features::options(bench).await,
+        "unique" => features::unique(bench).await,
         "asleep" => asleep::asleep(bench).await,
         other => anyhow::bail!("the shape {other} has no code"),
     }

@@ -56,34 +56,27 @@ const TYPES: [Oid; 21] = [
 /// A statement over the tasks that a filter chooses and that are not yet as they are to be.
 macro_rules! chosen {
     ($head:literal, $tail:literal) => {
-        match CStr::from_bytes_with_nul(
-            concat!(
-                $head,
-                " FROM pg_task.task AS t WHERE ($1 IS NULL OR t.id OPERATOR(pg_catalog.>) $1) \
-                AND ($2 IS NULL OR t.queue OPERATOR(pg_catalog.=) $2) \
-                AND ($3 IS NULL OR t.step OPERATOR(pg_catalog.?) $3) \
-                AND ($4 IS NULL OR (t.step OPERATOR(pg_catalog.->) $3) OPERATOR(pg_catalog.?) $4) \
-                AND ($5 IS NULL OR t.error OPERATOR(pg_catalog.~~) $5) \
-                AND ($6 IS NULL OR t.created_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) $6)) \
-                AND ($7 IS NULL OR t.priority OPERATOR(pg_catalog.>=) $7) \
-                AND ($8 IS NULL OR t.priority OPERATOR(pg_catalog.<=) $8) \
-                AND ($9 IS NULL OR t.id OPERATOR(pg_catalog.=) ANY ($9)) \
-                AND (NOT $10 OR t.error IS NOT NULL) AND (NOT $11 OR t.error IS NULL) \
-                AND (NOT $12 OR t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now()) \
-                AND (NOT $13 OR t.wakeup_at OPERATOR(pg_catalog.>) pg_catalog.now()) \
-                AND (NOT $14 OR t.id OPERATOR(pg_catalog.=) ANY ($16) OR ($17 AND t.locked_by IS NOT NULL)) \
-                AND (NOT $15 OR NOT (t.id OPERATOR(pg_catalog.=) ANY ($16) OR ($17 AND t.locked_by IS NOT NULL))) \
-                AND ($18 IS NULL OR t.queue OPERATOR(pg_catalog.<>) $18) \
-                AND ($19 IS NULL OR t.priority OPERATOR(pg_catalog.<>) $19) \
-                AND ($20 IS NULL OR t.wakeup_at OPERATOR(pg_catalog.<>) $20) ",
-                $tail,
-                "\0"
-            )
-            .as_bytes(),
-        ) {
-            Ok(sql) => sql,
-            Err(_) => panic!("the text has one zero byte, at its end"),
-        }
+        spi::sql!(
+            $head,
+            " FROM pg_task.task AS t WHERE ($1 IS NULL OR t.id OPERATOR(pg_catalog.>) $1) \
+            AND ($2 IS NULL OR t.queue OPERATOR(pg_catalog.=) $2) \
+            AND ($3 IS NULL OR t.step OPERATOR(pg_catalog.?) $3) \
+            AND ($4 IS NULL OR (t.step OPERATOR(pg_catalog.->) $3) OPERATOR(pg_catalog.?) $4) \
+            AND ($5 IS NULL OR t.error OPERATOR(pg_catalog.~~) $5) \
+            AND ($6 IS NULL OR t.created_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) $6)) \
+            AND ($7 IS NULL OR t.priority OPERATOR(pg_catalog.>=) $7) \
+            AND ($8 IS NULL OR t.priority OPERATOR(pg_catalog.<=) $8) \
+            AND ($9 IS NULL OR t.id OPERATOR(pg_catalog.=) ANY ($9)) \
+            AND (NOT $10 OR t.error IS NOT NULL) AND (NOT $11 OR t.error IS NULL) \
+            AND (NOT $12 OR t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now()) \
+            AND (NOT $13 OR t.wakeup_at OPERATOR(pg_catalog.>) pg_catalog.now()) \
+            AND (NOT $14 OR t.id OPERATOR(pg_catalog.=) ANY ($16) OR ($17 AND t.locked_by IS NOT NULL)) \
+            AND (NOT $15 OR NOT (t.id OPERATOR(pg_catalog.=) ANY ($16) OR ($17 AND t.locked_by IS NOT NULL))) \
+            AND ($18 IS NULL OR t.queue OPERATOR(pg_catalog.<>) $18) \
+            AND ($19 IS NULL OR t.priority OPERATOR(pg_catalog.<>) $19) \
+            AND ($20 IS NULL OR t.wakeup_at OPERATOR(pg_catalog.<>) $20) ",
+            $tail
+        )
     };
 }
 

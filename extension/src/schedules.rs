@@ -450,12 +450,8 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn datum(&self, column: Column) -> Option<Datum> {
-        let mut is_null = false;
         // SAFETY: the tuple belongs to the trigger's relation, whose columns are those of sql/29_schedule.sql.
-        let datum = unsafe {
-            pg_sys::SPI_getbinval(self.tuple, (*self.trigger.tg_relation).rd_att, column as i32, &mut is_null)
-        };
-        (!is_null).then_some(datum)
+        unsafe { spi::column(self.tuple, self.trigger.tg_relation, column as i32) }
     }
 
     fn text(&self, column: Column) -> Option<String> {

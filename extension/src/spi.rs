@@ -175,6 +175,17 @@ impl Rows {
     }
 }
 
+/// The value of a column in a row that is not the result of a statement.
+///
+/// # Safety
+/// The row is one of the relation, which is open and has the column.
+pub unsafe fn column(tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, column: i32) -> Option<Datum> {
+    let mut is_null = false;
+    // SAFETY: says the caller.
+    let datum = unsafe { pg_sys::SPI_getbinval(tuple, (*relation).rd_att, column, &mut is_null) };
+    (!is_null).then_some(datum)
+}
+
 /// # Safety
 /// The datum is a `uuid`.
 pub unsafe fn uuid_from(datum: Datum) -> TaskId {

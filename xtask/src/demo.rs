@@ -108,6 +108,10 @@ impl<'a> Demo<'a> {
         self.latency(&worker)?;
         self.pause(&worker)?;
         self.many(&worker)?;
+        self.unique(&worker)?;
+        self.group(&worker)?;
+        self.schedule(&worker)?;
+        self.history()?;
         self.stop(worker)
     }
 
@@ -214,8 +218,72 @@ impl<'a> Demo<'a> {
         self.hear(worker, "Hello, the mended")
     }
 
+    fn unique(&self, worker: &Worker) -> anyhow::Result<()> {
+        println!("\n11. Debounce: three calls within a second are one task, with what was said last");
+        for (name, expected) in [("ann", "enqueued"), ("bob", "replaced"), ("cleo", "replaced")] {
+            let outcome = self.sql(&format!(
+                r#"SELECT outcome FROM pg_task.enqueue_unique('{{"Greeter":{{"SayHello":{{"name":"{name}, the last"}}}}}}', 'greeting', on_conflict => 'replace_and_move', wakeup_at => now() + interval '1 second')"#
+            ))?;
+            if outcome != expected {
+                bail!("the outcome of this call should be {expected}");
+            }
+        }
+        let line = self.wait_line(worker, "the last")?;
+        println!("   worker: {line}");
+        if line != "Hello, cleo, the last" || self.ask("SELECT count(*) FROM pg_task.task")? != "0" {
+            bail!("only the last one should run, once");
+        }
+        Ok(())
+    }
+
+    fn group(&self, worker: &Worker) -> anyhow::Result<()> {
+        println!(
+            "\n12. Strict order: tasks of one group run one at a time, in the order of their enqueueing, though the worker could run them at once"
+        );
+        self.sql(
+            r#"SELECT pg_task.enqueue(jsonb_build_object('Greeter', jsonb_build_object('SayHello', jsonb_build_object('name', 'number ' || i))), options => '{"group": "queue at the counter"}') FROM generate_series(1, 5) AS i"#,
+        )?;
+        for number in 1..=5 {
+            let line = self.wait_line(worker, "Hello, number")?;
+            println!("   worker: {line}");
+            if line != format!("Hello, number {number}") {
+                bail!("this one is not number {number}");
+            }
+        }
+        Ok(())
+    }
+
+    fn schedule(&self, worker: &Worker) -> anyhow::Result<()> {
+        println!(
+            "\n13. A schedule: an interval here, cron expressions with time zones as well; each tick is enqueued once"
+        );
+        self.sql(
+            r#"SELECT pg_task.set_schedule('clock', 'every 1 second', '{"Greeter":{"SayHello":{"name":"tick"}}}')"#,
+        )?;
+        self.hear(worker, "Hello, tick")?;
+        self.hear(worker, "Hello, tick")?;
+        self.sql("SELECT array_to_string(pg_task.next_ticks('30 2 * * *', 'Europe/Berlin', after => '2026-03-28 00:00+01', count => 2), '   ')")?;
+        self.sql("SELECT pg_task.drop_schedule('clock')")?;
+        Ok(())
+    }
+
+    fn history(&self) -> anyhow::Result<()> {
+        println!(
+            "\n14. Wait for a task without polling, fetch what it returned, and look at what became of all of them"
+        );
+        let id = self.sql(
+            r#"SELECT pg_task.enqueue('{"Probe":{"Sum":{"numbers":[19,23]}}}', options => '{"retry":{"limit":3,"delay":"100 ms"}}')"#,
+        )?;
+        let answer = self.sql(&format!("SELECT outcome, result FROM pg_task.wait('{id}')"))?;
+        if answer.split(['|', '\t', ' ']).collect::<Vec<_>>() != ["done", "42"] {
+            bail!("the sum of 19 and 23 is 42");
+        }
+        self.sql("SELECT k AS task, s AS step, outcome, count(*), max(attempts) AS attempts FROM pg_task.history, jsonb_object_keys(step) AS k, jsonb_object_keys(step -> k) AS s GROUP BY 1, 2, 3 ORDER BY 1, 2, 3")?;
+        Ok(())
+    }
+
     fn stop(&self, mut worker: Worker) -> anyhow::Result<()> {
-        println!("\n11. Ask the worker to stop, and wait until nothing runs");
+        println!("\n15. Ask the worker to stop, and wait until nothing runs");
         self.sql("SELECT pg_notify('pg_task_changed', 'stop_worker')")?;
         self.until("nothing runs", || Ok(self.ask("SELECT EXISTS (SELECT 1 FROM pg_task.running)")? == "f"))?;
         self.until("the worker has ended", || Ok(worker.child.try_wait()?.is_some()))?;

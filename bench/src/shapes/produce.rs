@@ -16,9 +16,13 @@ use crate::shapes::timed::stop;
 /// Statements of a producer. All are run by the same program, over the same kind of connection.
 const BARE: &str = "INSERT INTO bare (step) VALUES ($1::text::jsonb)";
 const INSERT: &str = "INSERT INTO pg_task.task (step) VALUES ($1::text::jsonb)";
-const ENQUEUE: &str = "SELECT pg_task.enqueue($1::text::jsonb)";
+pub const ENQUEUE: &str = "SELECT pg_task.enqueue($1::text::jsonb)";
 
-async fn producers(bench: &mut Bench, statement: &str, seconds: u64) -> anyhow::Result<f64> {
+/// What they reach with a statement, in calls per second.
+///
+/// # Errors
+/// When they fail.
+pub async fn producers(bench: &mut Bench, statement: &str, seconds: u64) -> anyhow::Result<f64> {
     let arguments = format!("produce --clients 16 --seconds {seconds}");
     let child = bench.spawn(Who::Bare, &arguments, &[("BENCH_STATEMENT", statement)]).await?;
     Ok(rate(programs::answer(child).await?))

@@ -48,19 +48,29 @@ const LOOK_LAST: Micros = 2_000_000;
 const RETRY_FIRST: Micros = 1_000_000;
 const RETRY_LAST: Micros = 60_000_000;
 
+/// The schedules that a condition chooses, with the columns that [`Schedule::read`] reads.
+macro_rules! whole {
+    ($condition:literal) => {
+        spi::sql!(
+            "SELECT s.name, s.cron, s.time_zone, s.step, s.tick_field, s.queue, s.priority, s.missed, s.missed_limit, s.overlap, \
+            s.jitter, s.starts_at, s.ends_at, s.next_at, s.waiting, s.tasks, s.options \
+            FROM pg_task.schedule AS s WHERE ",
+            $condition
+        )
+    };
+}
+
 thread_local! {
     static DUE: Statement = const { Statement::new(
-        c"SELECT s.name, s.cron, s.time_zone, s.step, s.tick_field, s.queue, s.priority, s.missed, s.missed_limit, s.overlap, \
-            s.jitter, s.starts_at, s.ends_at, s.next_at, s.waiting, s.tasks, s.options \
-          FROM pg_task.schedule AS s WHERE s.wake_at OPERATOR(pg_catalog.<=) $1 ORDER BY s.wake_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+        whole!("s.wake_at OPERATOR(pg_catalog.<=) $1 ORDER BY s.wake_at LIMIT $2 FOR UPDATE SKIP LOCKED"),
         &[pg_sys::TIMESTAMPTZOID, pg_sys::INT4OID],
     ) };
     static ONE: Statement = const { Statement::new(
-        c"SELECT s.name, s.cron, s.time_zone, s.step, s.tick_field, s.queue, s.priority, s.missed, s.missed_limit, s.overlap, \
-            s.jitter, s.starts_at, s.ends_at, s.next_at, s.waiting, s.tasks, s.options \
-          FROM pg_task.schedule AS s WHERE s.name OPERATOR(pg_catalog.=) $1 AND s.paused_at IS NULL \
-            AND (s.wake_at OPERATOR(pg_catalog.<=) $2 OR pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0) \
-          FOR UPDATE SKIP LOCKED",
+        whole!(
+            "s.name OPERATOR(pg_catalog.=) $1 AND s.paused_at IS NULL \
+              AND (s.wake_at OPERATOR(pg_catalog.<=) $2 OR pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0) \
+            FOR UPDATE SKIP LOCKED"
+        ),
         &[pg_sys::TEXTOID, pg_sys::TIMESTAMPTZOID],
     ) };
     static DUE_NAMES: Statement = const { Statement::new(

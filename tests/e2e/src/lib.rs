@@ -31,7 +31,7 @@ pub use session::Refusal;
 pub use session::Session;
 
 /// How long a condition may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How the tests' own sessions are called.
 pub const HARNESS: &str = "pg_task test harness";

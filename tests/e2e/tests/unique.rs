@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -13,6 +14,7 @@ use pg_task::UniqueOutcome;
 use pg_task::UniqueScope;
 use pg_task_cluster::Stop;
 use pg_task_e2e::Database;
+use pg_task_e2e::PATIENCE;
 use pg_task_e2e::Session;
 use pg_task_e2e::interleave::Actor;
 use pg_task_e2e::interleave::Part;
@@ -84,8 +86,19 @@ async fn registered(db: &Database) -> Result<Session> {
     Ok(worker)
 }
 
-async fn ready(db: &Database, count: usize) -> Result<()> {
-    db.until(&format!("SELECT ready = {count} FROM pg_task.scheduler")).await
+/// Takes the one task that is, or will soon be, ready, and says whether it has this payload. An entry that memory still has of a task that is gone
+/// is ready too, and yields nothing: so a count of those that are ready does not say that this one is.
+async fn takes(worker: &mut Session, payload: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let taken = take(worker).await?;
+        if !taken.is_empty() {
+            ensure!(taken == payload, "took {taken}, not {payload}");
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{payload} was never handed out");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test]
@@ -119,8 +132,7 @@ async fn each_scope_holds_its_key_as_long_as_it_says() -> Result<()> {
             producer.run("ROLLBACK").await?;
             match state {
                 "queued" => {
-                    ready(&db, 1).await?;
-                    assert_eq!(take(&mut worker).await?, "1");
+                    takes(&mut worker, "1").await?;
                 }
                 "running" => {
                     let claim = held(&mut worker).await?;
@@ -177,8 +189,7 @@ async fn a_call_that_meets_the_key_skips_replaces_moves_or_fails_as_it_says() ->
     // Moved to now it is handed out, and another key is another task.
     let mut worker = registered(&db).await?;
     assert_eq!(producer.ask(&call("8", "on_conflict => 'move'")).await?, "moved");
-    db.until("SELECT ready = 1 FROM pg_task.scheduler").await?;
-    assert_eq!(take(&mut worker).await?, "7");
+    takes(&mut worker, "7").await?;
     let other = call("9", "").replace("'k'", "'other'");
     assert_eq!(producer.ask(&other).await?, "enqueued");
     Ok(())
@@ -192,11 +203,10 @@ async fn a_producer_that_was_skipped_gets_a_run_that_begins_after_its_commit() -
     for policy in ["skip", "replace", "move"] {
         let more = format!("scope => 'queued', on_conflict => '{policy}'");
         assert_eq!(producer.ask(&call("1", &more)).await?, "enqueued");
-        ready(&db, 1).await?;
         producer.run("BEGIN").await?;
         assert_ne!(producer.ask(&call("1", &more)).await?, "enqueued", "{policy}");
         // A worker takes it before the producer commits: what the producer wrote is not there yet.
-        assert_eq!(take(&mut worker).await?, "1");
+        takes(&mut worker, "1").await?;
         let early = held(&mut worker).await?;
         producer.run("COMMIT").await?;
         assert_eq!(bring(&mut worker, &early, "0").await?, "2", "{policy}: the early run must not count");
@@ -207,10 +217,9 @@ async fn a_producer_that_was_skipped_gets_a_run_that_begins_after_its_commit() -
     }
     // Rolled back, the early run counts.
     assert_eq!(producer.ask(&call("1", "scope => 'queued'")).await?, "enqueued");
-    ready(&db, 1).await?;
     producer.run("BEGIN").await?;
     assert_eq!(producer.ask(&call("1", "scope => 'queued'")).await?, "skipped");
-    assert_eq!(take(&mut worker).await?, "1");
+    takes(&mut worker, "1").await?;
     let early = held(&mut worker).await?;
     producer.run("ROLLBACK").await?;
     assert_eq!(bring(&mut worker, &early, "0").await?, "");
@@ -224,8 +233,7 @@ async fn a_change_of_a_task_that_runs_refuses_its_result_and_it_runs_again_chang
     let mut worker = registered(&db).await?;
     let mut producer = db.session().await?;
     assert_eq!(producer.ask(&call("1", "")).await?, "enqueued");
-    ready(&db, 1).await?;
-    assert_eq!(take(&mut worker).await?, "1");
+    takes(&mut worker, "1").await?;
     let first = held(&mut worker).await?;
     assert_eq!(producer.ask(&call("2", "on_conflict => 'replace'")).await?, "replaced");
     // Nobody else runs it beside the old run.
@@ -238,8 +246,7 @@ async fn a_change_of_a_task_that_runs_refuses_its_result_and_it_runs_again_chang
     let second = held(&mut worker).await?;
     assert_eq!(bring(&mut worker, &second, "0").await?, "");
     assert_eq!(producer.ask(&call("3", queued)).await?, "enqueued");
-    ready(&db, 1).await?;
-    assert_eq!(take(&mut worker).await?, "3");
+    takes(&mut worker, "3").await?;
     assert_eq!(producer.ask(&call("4", queued)).await?, "enqueued");
     assert_eq!(producer.ask(&call("5", queued)).await?, "replaced");
     assert_eq!(producer.ask(PAYLOADS).await?, "3 5");
