@@ -29,6 +29,30 @@ CREATE FUNCTION pg_task.heartbeat(worker uuid)
 COMMENT ON FUNCTION pg_task.heartbeat(uuid) IS
     'Extends the worker''s lease; writes nothing. Events: 3 a task it runs was cancelled, 4 stop, 5 not registered';
 
+CREATE FUNCTION pg_task.set_progress(
+    worker uuid,
+    id uuid,
+    token bigint,
+    progress double precision DEFAULT NULL,
+    text text DEFAULT NULL
+) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'set_progress_wrapper';
+COMMENT ON FUNCTION pg_task.set_progress(uuid, uuid, bigint, double precision, text) IS
+    'Shows in pg_task.running how far a task is: a part of 0 to 1, and a text, of which 200 bytes are kept. Extends the worker''s lease as heartbeat does; writes nothing. False: the worker does not hold the task under this token, or there is no place left';
+
+CREATE FUNCTION pg_task.set_progress_many(
+    worker uuid,
+    ids uuid[],
+    tokens bigint[],
+    progress double precision[] DEFAULT NULL,
+    texts text[] DEFAULT NULL
+) RETURNS TABLE (event smallint, id uuid)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'set_progress_many_wrapper';
+COMMENT ON FUNCTION pg_task.set_progress_many(uuid, uuid[], bigint[], double precision[], text[]) IS
+    'A heartbeat that says how far the worker''s tasks are, as set_progress does for one; what it does not hold any more is passed over. Returns what heartbeat returns';
+
 CREATE FUNCTION pg_task.exchange(
     worker uuid,
     want integer DEFAULT 0,

@@ -34,7 +34,9 @@ COMMENT ON FUNCTION pg_task.stop_workers(uuid) IS
     'Asks one worker, or all, to finish what they run and exit; returns how many were asked';
 
 CREATE FUNCTION pg_task.claims()
-    RETURNS TABLE (id uuid, worker uuid, token bigint, fence bigint, claimed_at timestamptz)
+    RETURNS TABLE (
+        id uuid, worker uuid, token bigint, fence bigint, claimed_at timestamptz,
+        progress double precision, progress_text text, progress_at timestamptz)
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'claims_wrapper';
 COMMENT ON FUNCTION pg_task.claims() IS 'Every task that a worker holds at this moment, from memory';
 

@@ -1,6 +1,7 @@
 CREATE VIEW pg_task.running AS
     SELECT c.id, c.worker, w.name AS worker_name, t.queue, t.priority, t.step, t.tried,
-           c.claimed_at, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) c.claimed_at AS runs_for, c.token, t.options
+           c.claimed_at, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) c.claimed_at AS runs_for, c.token, t.options,
+           c.progress, c.progress_text, c.progress_at
     FROM pg_task.claims() AS c
     LEFT JOIN pg_task.worker_states() AS w ON w.id OPERATOR(pg_catalog.=) c.worker
     LEFT JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) c.id;
@@ -16,6 +17,9 @@ COMMENT ON COLUMN pg_task.running.claimed_at IS 'When the worker took it';
 COMMENT ON COLUMN pg_task.running.runs_for IS 'How long ago that was';
 COMMENT ON COLUMN pg_task.running.token IS 'The token of the attempt: larger for every later attempt';
 COMMENT ON COLUMN pg_task.running.options IS 'The task''s own options: tags, meta, traceparent';
+COMMENT ON COLUMN pg_task.running.progress IS 'How much of the step is done, 0 to 1, as the step says; NULL when it does not. docs/progress.md';
+COMMENT ON COLUMN pg_task.running.progress_text IS 'What the step says of it, for people';
+COMMENT ON COLUMN pg_task.running.progress_at IS 'When it said so';
 
 CREATE VIEW pg_task.failed AS
     SELECT t.id, t.queue, t.priority, t.step, t.tried, t.error, t.updated_at AS failed_at, t.created_at, t.options

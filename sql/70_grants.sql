@@ -48,6 +48,8 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
         pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer, integer[]),
         pg_task.heartbeat(uuid), pg_task.leave(uuid),
+        pg_task.set_progress(uuid, uuid, bigint, double precision, text),
+        pg_task.set_progress_many(uuid, uuid[], bigint[], double precision[], text[]),
         pg_task.finish(uuid, uuid, bigint, bigint, integer, jsonb, bigint),
         pg_task.exchange(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[], bigint),
         pg_task.exchange_packed(uuid, integer, uuid[], bigint[], bigint[], smallint[], jsonb[], bigint[], text[], bigint) TO %s', role);

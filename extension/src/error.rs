@@ -179,6 +179,12 @@ pub enum Error {
     /// A transaction that was given tasks cannot be prepared.
     #[error("cannot PREPARE a transaction that called pg_task.exchange or pg_task.finish")]
     Prepare,
+    /// A progress that is none.
+    #[error("a progress must be between 0 and 1, not {got}")]
+    Progress {
+        /// The value.
+        got: f64,
+    },
     /// A protocol version that this server does not speak.
     #[error("worker protocol {got} is not supported")]
     Protocol {
@@ -332,6 +338,7 @@ impl Error {
             | Self::OutOfRange { .. }
             | Self::PeriodMissing
             | Self::PeriodNotPositive
+            | Self::Progress { .. }
             | Self::QueueName { .. }
             | Self::State { .. }
             | Self::ScheduleName { .. }
@@ -403,6 +410,7 @@ impl Error {
             Self::OutOfRange { .. } => "The call had no effect.".into(),
             Self::PeriodMissing => "Without one there is nothing that ends it. The call had no effect.".into(),
             Self::PeriodNotPositive => "The key would be free before it was taken. The call had no effect.".into(),
+            Self::Progress { .. } => "It is the part that is done: 0.4 for 40 per cent. The call had no effect.".into(),
             Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
             Self::Protocol { .. } => "This server speaks version 1.".into(),
             Self::QueueName { .. } => "The length is counted in bytes, not in characters.".into(),
@@ -476,6 +484,7 @@ impl Error {
             Self::OutOfRange { low, high, .. } => format!("Pass a value from {low} to {high}."),
             Self::PeriodMissing => "Pass a period too, for example scope => 'period', period => '1 hour'.".into(),
             Self::PeriodNotPositive => "Leave it out to hold the key as long as the scope says.".into(),
+            Self::Progress { .. } => "Leave it NULL when it is not known how much there is to do.".into(),
             Self::Prepare => "End the transaction by COMMIT; call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),

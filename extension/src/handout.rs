@@ -6,6 +6,7 @@
 mod claim;
 mod exchange;
 mod output;
+mod progress;
 mod register;
 mod results;
 mod written;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::Entry;
 use pg_task_rules::board::Lane;
+use pg_task_rules::board::Progress;
 use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::board::WorkerState;
 use pg_task_rules::names::QueueName;
@@ -29,16 +30,27 @@ fn claims(call: &mut Call) -> Result<Option<Datum>, Error> {
     let slot = slot()?;
     let mut rows = call.rows();
     let Some(slot) = slot else { return Ok(None) };
-    let claims: Vec<(WorkerId, Entry)> = slot.with_board(|board| {
-        board.claims().map(|(worker, entry)| (board.workers[worker].id, *entry)).collect()
+    let mut said: Vec<Progress> = Vec::new();
+    let claims: Vec<(WorkerId, Entry, Option<usize>)> = slot.with_board(|board| {
+        let with_progress = |(worker, entry): (usize, &Entry)| {
+            said.extend(board.progress_of(entry));
+            let last = board.progress_of(entry).map(|_| said.len() - 1);
+            (board.workers[worker].id, *entry, last)
+        };
+        board.claims().map(with_progress).collect()
     });
-    for (worker, claim) in &claims {
+    for (worker, claim, progress) in &claims {
+        let progress = progress.map(|index| &said[index]);
+        let text = progress.map(Progress::text).filter(|text| !text.is_empty());
         rows.push([
             Some(spi::uuid(&claim.id)),
             Some(spi::uuid(worker)),
             spi::int(claim.token),
             spi::int(claim.fence),
             spi::int(claim.since),
+            progress.and_then(Progress::value).and_then(spi::float),
+            text.and_then(spi::text),
+            progress.and_then(|progress| spi::int(progress.at)),
         ]);
     }
     Ok(None)
@@ -47,7 +59,9 @@ sql_function!(
     "claims_wrapper",
     "pg_finfo_claims_wrapper",
     claims,
-    "claims() RETURNS TABLE (id uuid, worker uuid, token bigint, fence bigint, claimed_at timestamptz)"
+    "claims() RETURNS TABLE (
+        id uuid, worker uuid, token bigint, fence bigint, claimed_at timestamptz,
+        progress double precision, progress_text text, progress_at timestamptz)"
 );
 
 fn worker_states(call: &mut Call) -> Result<Option<Datum>, Error> {

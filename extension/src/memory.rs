@@ -10,6 +10,7 @@ use pg_task_rules::board::Head;
 use pg_task_rules::board::KeySlot;
 use pg_task_rules::board::Lane;
 use pg_task_rules::board::Look;
+use pg_task_rules::board::ProgressSlot;
 use pg_task_rules::board::Sizes;
 use pg_task_rules::board::WorkerSlot;
 use pg_task_rules::inbox::Hint;
@@ -34,6 +35,7 @@ pub struct Layout {
     keys: usize,
     key_buckets: usize,
     looks: usize,
+    progress: usize,
     buckets: usize,
     entries: usize,
     /// The size of the area.
@@ -68,6 +70,7 @@ impl Layout {
         let keys = of!(KeySlot, sizes.keys());
         let key_buckets = of!(u32, sizes.group_buckets());
         let looks = of!(Look, sizes.looks());
+        let progress = of!(ProgressSlot, sizes.progress());
         let buckets = of!(u32, sizes.buckets());
         let entries = of!(Entry, sizes.entries);
         Self {
@@ -84,6 +87,7 @@ impl Layout {
             keys,
             key_buckets,
             looks,
+            progress,
             buckets,
             entries,
             total: at,
@@ -108,6 +112,7 @@ impl Layout {
             fill(area.add(self.keys), KeySlot::EMPTY, self.sizes.keys());
             fill(area.add(self.key_buckets), u32::MAX, self.sizes.group_buckets());
             fill(area.add(self.looks), Look::Group(Group(0)), self.sizes.looks());
+            fill(area.add(self.progress), ProgressSlot::EMPTY, self.sizes.progress());
             fill(area.add(self.buckets), u32::MAX, self.sizes.buckets());
             fill(area.add(self.entries), Entry::EMPTY, self.sizes.entries);
             self.board(area).reset();
@@ -139,6 +144,10 @@ impl Layout {
                     self.sizes.group_buckets(),
                 ),
                 looks: std::slice::from_raw_parts_mut(area.add(self.looks).cast(), self.sizes.looks()),
+                progress: std::slice::from_raw_parts_mut(
+                    area.add(self.progress).cast(),
+                    self.sizes.progress(),
+                ),
             }
         }
     }

@@ -232,6 +232,16 @@ pub fn int(value: impl Into<i64>) -> Option<Datum> {
     Some(Datum::from(value.into()))
 }
 
+/// A `double precision` as a datum.
+pub fn float(value: f64) -> Option<Datum> {
+    Some(Datum::from(value.to_bits()))
+}
+
+/// The value of a `double precision`.
+pub fn float_from(datum: Datum) -> f64 {
+    f64::from_bits(datum.value() as u64)
+}
+
 /// A `text` datum in the current memory context.
 pub fn text(value: &str) -> Option<Datum> {
     // SAFETY: copies `len` bytes from a valid pointer.

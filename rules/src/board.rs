@@ -14,6 +14,7 @@ mod kind_limit;
 mod layout;
 mod moved;
 mod owned;
+mod progress;
 mod room;
 mod wake;
 mod weight;
@@ -34,6 +35,7 @@ pub use kind_limit::MAX_KIND_LIMITS;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use moved::Belongs;
 pub use owned::OwnedBoard;
+pub use progress::{MAX_PROGRESS, Progress, ProgressSlot};
 pub use room::Displaced;
 pub use room::Rank;
 pub use room::Wanted;
@@ -77,6 +79,8 @@ pub struct Board<'a> {
     pub key_buckets: &'a mut [u32],
     /// Groups and keys that the scheduler is to look at; `head` tells how many.
     pub looks: &'a mut [Look],
+    /// What steps say of how far they are.
+    pub progress: &'a mut [ProgressSlot],
 }
 
 /// The number of a queue's name on this board.
@@ -131,6 +135,7 @@ impl Board<'_> {
         }
         self.head.free = if self.entries.is_empty() { NIL } else { 0 };
         self.reset_keys();
+        self.reset_progress();
     }
 
     /// The number of a queue's name; none when all the places for names are in use by queues

@@ -22,6 +22,7 @@ use crate::StepName;
 use crate::Tx;
 use crate::layer::AnyLayer;
 use crate::layer::Extensions;
+use crate::progress::Bell;
 use crate::worker::Attempt;
 use crate::worker::Control;
 
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
     /// The outermost first.
     pub(crate) layers: Vec<Arc<dyn AnyLayer>>,
+    pub(crate) bell: Arc<Bell>,
 }
 
 /// What of a task's options its steps are told.
@@ -135,6 +137,23 @@ impl Context {
         let json = serde_json::value::to_raw_value(value).map_err(Error::SerializeResult)?;
         self.control.set_result(json);
         Ok(())
+    }
+
+    /// Says how far the step is, for people: shown in `pg_task.running` about a second later, until the step ends. Nothing waits for it, and only
+    /// the last word counts, so it may be called for every row.
+    ///
+    /// The value is the part that is done, 0 to 1, or `None` if that is not known; of the text the first 200 bytes are kept, and none of it is
+    /// made into a string of its own if it comes as `format_args!`.
+    ///
+    /// ```rust,no_run
+    /// # fn demo(context: &pg_task_client::Context, done: usize, rows: usize) {
+    /// context.set_progress(done as f64 / rows as f64, format_args!("{done} of {rows} rows"));
+    /// context.set_progress(None, "waiting for the printer");
+    /// # }
+    /// ```
+    pub fn set_progress(&self, value: impl Into<Option<f64>>, text: impl fmt::Display) {
+        self.control.set_progress(value.into(), text);
+        self.shared.bell.note_progress();
     }
 
     /// When the step was due.

@@ -81,6 +81,11 @@ pub(crate) fn is_configuration(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether the server has understood a statement and will not do it: an older one without the function, a role without the right.
+pub(crate) fn is_refusal(error: &sqlx::Error) -> bool {
+    has_class(error, &["0A", "22", "42", "54"])
+}
+
 /// Whether a database error is about the data of a call, so that the same call cannot succeed later.
 pub(crate) fn is_data(error: &sqlx::Error) -> bool {
     // Data exceptions, integrity, program limits.

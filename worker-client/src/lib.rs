@@ -10,6 +10,7 @@ mod layer;
 mod macros;
 mod next_step;
 mod operate;
+mod progress;
 mod queue;
 mod retry;
 mod schedules;

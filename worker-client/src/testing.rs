@@ -150,7 +150,14 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             .connect_with((*db.connect_options()).clone())
             .await
             .map_err(|error| failed(error, "begin a test"))?;
-        let shared = Shared { db: pool, worker: Uuid::nil(), pooled: false, state: None, layers: Vec::new() };
+        let shared = Shared {
+            db: pool,
+            worker: Uuid::nil(),
+            pooled: false,
+            state: None,
+            layers: Vec::new(),
+            bell: Arc::default(),
+        };
         Ok(Self { shared: Arc::new(shared), token: 0, tasks: PhantomData })
     }
 

@@ -210,7 +210,7 @@ impl<T: Step<T, Context> + 'static> Worker<T> {
         }
         let (worker, pooled) = (Uuid::new_v4(), settings.polling.is_some());
         let (db, state, layers) = (self.db.clone(), self.state.clone(), self.layers.clone());
-        let shared = Arc::new(Shared { db, worker, pooled, state, layers });
+        let shared = Arc::new(Shared { db, worker, pooled, state, layers, bell: Arc::default() });
         Dispatcher::<T>::start(shared, settings.clone()).run().await
     }
 }

@@ -22,6 +22,7 @@ use crate::call::Call;
 use crate::call::sql_function;
 use crate::error::Error;
 use crate::guc;
+use crate::shmem::Slot;
 use crate::spi;
 
 /// Tasks that one call hands out at most.
@@ -142,11 +143,16 @@ fn held_claim(board: &Board<'_>, result: &StepResult, worker: &WorkerId) -> Opti
 fn heartbeat(call: &mut Call) -> Result<Option<Datum>, Error> {
     let slot = serving_slot()?;
     let worker_id = call.uuid(0, "worker")?;
+    beat(call, slot, &worker_id)
+}
+
+/// The worker is there; what it is told then.
+pub(super) fn beat(call: &mut Call, slot: Slot, worker_id: &WorkerId) -> Result<Option<Datum>, Error> {
     let mut rows = call.rows();
     let now = background::now();
     let mut cancelled: Vec<TaskId> = Vec::new();
     let state = slot.with_board(|board| {
-        let place = find_worker(board, &worker_id)?.filter(|&worker| board.heard(worker, now));
+        let place = find_worker(board, worker_id)?.filter(|&worker| board.heard(worker, now));
         Ok::<_, Error>(place.map(|worker| {
             board.take_cancels(worker, &mut cancelled);
             (board.workers[worker].stop, board.has_work_for(worker, now))

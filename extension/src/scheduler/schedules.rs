@@ -279,7 +279,7 @@ fn serve_one(slot: Slot, name: &str) {
     let text = error.as_str();
     let noted = background::transaction(|| {
         spi::connected(|spi| {
-            let seconds = |micros: Micros| Some(float(micros as f64 / 1e6));
+            let seconds = |micros: Micros| spi::float(micros as f64 / 1e6);
             let arguments = [spi::text(name), spi::text(text), seconds(RETRY_FIRST), seconds(RETRY_LAST)];
             let rows = FAILED.with(|statement| statement.run(spi, &arguments, false));
             if rows.is_empty() { None } else { rows.int4(0, 1) }
@@ -289,10 +289,6 @@ fn serve_one(slot: Slot, name: &str) {
         pgrx::warning!("pg_task scheduler: the schedule \"{name}\" failed and will be tried again: {error}");
         slot.control().set_error(&error, background::now());
     }
-}
-
-fn float(value: f64) -> Datum {
-    Datum::from(value.to_bits())
 }
 
 /// A row of the table.

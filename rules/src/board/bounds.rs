@@ -40,6 +40,18 @@ fn check(board: &Board<'_>) {
     assert_eq!((ready, claimed, workers), (board.head.ready, board.head.claimed, board.head.workers));
     assert_eq!((free + ready + claimed) as usize, board.entries.len());
     assert_eq!(free as usize, board.room());
+    let mut places = vec![0_u8; board.progress.len()];
+    let mut at = board.head.progress_free;
+    while at != NIL {
+        places[at as usize] += 1;
+        assert_eq!(places[at as usize], 1, "the free places for progress are a ring");
+        at = board.next_free_progress(at);
+    }
+    for entry in board.entries.iter().filter(|entry| entry.progress != NIL) {
+        assert_eq!(entry.state, EntryState::Claimed);
+        places[entry.progress as usize] += 1;
+    }
+    assert!(places.iter().all(|&count| count == 1), "a place for progress is lost, or in use twice");
     for entry in board.entries.iter().filter(|entry| entry.state != EntryState::Free) {
         let found = board.find(&entry.id).expect("it is found by its id");
         assert_eq!(board.entries[found as usize].id, entry.id);
@@ -80,7 +92,7 @@ struct Call {
 
 fn call() -> impl Strategy<Value = Call> {
     let priority = prop_oneof![-1..2_i16, Just(i16::MIN), Just(i16::MAX)];
-    (0..21_u8, 0..7_u8, 0..5_u8, 0..5_u8, priority, 0..9_u32, number(), number(), any::<bool>()).prop_map(
+    (0..22_u8, 0..7_u8, 0..5_u8, 0..5_u8, priority, 0..9_u32, number(), number(), any::<bool>()).prop_map(
         |(what, task, worker, name, priority, small, one, two, flag)| Call {
             what,
             task,
@@ -217,6 +229,12 @@ fn apply(board: &mut Board<'_>, call: &Call) {
             board.set_held_of_kind(kind(name), &[task]);
             board.withdraw(&claim);
             let _ = (board.next_opening(two), board.may_hand_out(two), board.has_freed_place(one));
+        }
+        (20, Some(place)) => {
+            let text = "é".repeat(small as usize * 20);
+            let progress = Progress::new(flag.then_some(one as f64), &text, two);
+            board.set_progress(place, &claim, &progress);
+            let _ = board.claim_of(&task).and_then(|entry| board.progress_of(entry)).map(Progress::text);
         }
         _ => {
             board.take_idle(one, &mut workers);

@@ -258,6 +258,9 @@ impl Board<'_> {
             // Its next step is another one, without a limit.
             self.count_kind_out(index);
         }
+        if self.entries[index as usize].progress != NIL {
+            self.end_progress(index);
+        }
         let entry = &mut self.entries[index as usize];
         entry.token = next.token;
         entry.fence = next.fence;
@@ -442,6 +445,9 @@ impl Board<'_> {
         }
         if self.entries[index as usize].key_slot != APART {
             self.end_key(index);
+        }
+        if self.entries[index as usize].progress != NIL {
+            self.end_progress(index);
         }
     }
 

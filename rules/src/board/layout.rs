@@ -4,6 +4,7 @@ use super::QueueId;
 use super::group::APART;
 use super::kind_limit::KindLimit;
 use super::kind_limit::MAX_KIND_LIMITS;
+use super::progress::MAX_PROGRESS;
 use super::weight::Weights;
 use crate::Micros;
 use crate::TaskId;
@@ -65,6 +66,11 @@ impl Sizes {
         (self.entries / 4).max(16)
     }
 
+    /// How many claims can have a progress.
+    pub fn progress(&self) -> usize {
+        self.entries.min(MAX_PROGRESS)
+    }
+
     /// The length of the hash table: a power of two, so that a bucket holds one entry or two.
     pub fn buckets(&self) -> usize {
         self.entries.next_power_of_two()
@@ -107,6 +113,7 @@ pub struct Head {
     pub(super) looks_len: u32,
     /// Claims of tasks that have a group.
     pub(super) in_groups: u32,
+    pub(super) progress_free: u32,
 }
 
 impl Head {
@@ -131,6 +138,7 @@ impl Head {
         looks_lost: false,
         looks_len: 0,
         in_groups: 0,
+        progress_free: NIL,
     };
 }
 
@@ -190,6 +198,8 @@ pub struct Entry {
     pub(super) next: u32,
     /// The lane or the worker that lists it.
     pub(super) owner: u32,
+    /// Where it is kept what a claim's step says of how far it is.
+    pub(super) progress: u32,
     /// Its queue.
     pub queue: QueueId,
     /// Its priority.
@@ -218,6 +228,7 @@ impl Entry {
         prev: NIL,
         next: NIL,
         owner: NIL,
+        progress: NIL,
         queue: QueueId(0),
         priority: 0,
         state: EntryState::Free,

@@ -7,6 +7,7 @@ use super::Head;
 use super::KeySlot;
 use super::Lane;
 use super::Look;
+use super::ProgressSlot;
 use super::Sizes;
 use super::WorkerSlot;
 use crate::names::Group;
@@ -25,6 +26,7 @@ pub struct OwnedBoard {
     keys: Vec<KeySlot>,
     key_buckets: Vec<u32>,
     looks: Vec<Look>,
+    progress: Vec<ProgressSlot>,
 }
 
 impl OwnedBoard {
@@ -42,6 +44,7 @@ impl OwnedBoard {
             keys: vec![KeySlot::EMPTY; sizes.keys()],
             key_buckets: vec![0; sizes.group_buckets()],
             looks: vec![Look::Group(Group(0)); sizes.looks()],
+            progress: vec![ProgressSlot::EMPTY; sizes.progress()],
         };
         owned.board().reset();
         owned
@@ -61,6 +64,7 @@ impl OwnedBoard {
             keys: &mut self.keys,
             key_buckets: &mut self.key_buckets,
             looks: &mut self.looks,
+            progress: &mut self.progress,
         }
     }
 }

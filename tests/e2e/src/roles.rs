@@ -161,6 +161,7 @@ fn value(of: &str) -> String {
     match of {
         "bigint" | "integer" | "smallint" => format!("1::{of}"),
         "boolean" => "true".to_owned(),
+        "double precision" => "0.5::float8".to_owned(),
         "interval" => "'1 min'::interval".to_owned(),
         "jsonb" => r#"'{"A": {"B": 1}}'::jsonb"#.to_owned(),
         "regrole" => "'cell_public'::regrole".to_owned(),

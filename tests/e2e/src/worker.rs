@@ -30,6 +30,7 @@ pg_task::task!(Test {
     Meta,
     Note,
     Panic,
+    Report,
     Return,
     Sleep,
     Slow,
@@ -70,6 +71,38 @@ impl Step<Test, Context> for Return {
     async fn step(self, cx: &Context) -> StepResult<Test> {
         cx.set_result(&"replaced")?;
         cx.set_result(&self.value)?;
+        NextStep::none()
+    }
+}
+
+/// Says of its progress what the table `say` has for its key, again and again, until that is `end`.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Report {
+    key: String,
+}
+
+impl Step<Test, Context> for Report {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.state::<Ledger>().note(&format!("{} begins", self.key))?;
+        let mut said = 0;
+        loop {
+            let row: Result<Option<(Option<f64>, String)>, _> =
+                sqlx::query_as("SELECT value, text FROM say WHERE key = $1")
+                    .bind(&self.key)
+                    .fetch_optional(cx.db())
+                    .await;
+            match row {
+                Ok(Some((_, text))) if text == "end" => break,
+                Ok(Some((value, text))) => {
+                    cx.set_progress(value, text);
+                    said += 1;
+                }
+                // There is nothing to say yet, or the server is being restarted.
+                Ok(None) | Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cx.state::<Ledger>().note(&format!("{} {said}", self.key))?;
         NextStep::none()
     }
 }

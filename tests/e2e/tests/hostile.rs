@@ -58,6 +58,21 @@ fn value(dice: &mut Dice, of: &str) -> String {
         "bigint" => dice
             .pick(&["-9223372036854775808", "-1", "0", "0", "1", "2", "1000000", "9223372036854775807"])
             .to_owned(),
+        "double precision" => dice
+            .pick(&[
+                "0",
+                "1",
+                "0.5",
+                "-0",
+                "1e-308",
+                "1.0000000000000002",
+                "-1",
+                "1e308",
+                "NaN",
+                "Infinity",
+                "-Infinity",
+            ])
+            .to_owned(),
         "interval" => dice
             .pick(&[
                 "0",

@@ -133,6 +133,8 @@ const EVERYTHING: &[&str] = &[
     "SELECT pg_task.exchange('00000000-0000-0000-0000-00000000000a', 0, ARRAY[pg_task.uuid7()], '{0}', '{1}', '{1}', ARRAY['{\"A\": {\"B\": 1}}'::jsonb])",
     "SELECT pg_task.finish('00000000-0000-0000-0000-00000000000a', pg_task.uuid7(), 0, 1, 2, '{\"A\": {\"B\": 1}}', 1)",
     "SELECT pg_task.heartbeat('00000000-0000-0000-0000-00000000000a')",
+    "SELECT pg_task.set_progress('00000000-0000-0000-0000-00000000000a', pg_task.uuid7(), 1, 0.5, 'half')",
+    "SELECT pg_task.set_progress_many('00000000-0000-0000-0000-00000000000a', ARRAY[pg_task.uuid7()], '{1}', '{0.5}', '{half}')",
     "SELECT pg_task.leave('00000000-0000-0000-0000-00000000000a')",
     "SELECT pg_task.resume(pg_task.uuid7()), pg_task.cancel(pg_task.uuid7()), pg_task.resume_all('q', 'T', 'x%')",
     "SELECT pg_task.cancel_all('q', 'T/S', 'x%', 'running', '1 day', -1, 1, ARRAY[pg_task.uuid7()], 5), pg_task.move_all('q', 'nobody', 'T/S', 'x%', 'due', '1 day', -1, 1, ARRAY[pg_task.uuid7()], 5)",
@@ -210,7 +212,9 @@ async fn traps_early_in_the_search_path_never_run() -> Result<()> {
     let mut worker = login(&db, "cell_work").await?;
     run(&mut worker, "SET search_path = trap, pg_catalog").await?;
     for statement in EVERYTHING.iter().filter(|statement| {
-        ["register", "exchange", "finish", "heartbeat", "leave"].iter().any(|name| statement.contains(name))
+        ["register", "exchange", "finish", "heartbeat", "progress", "leave"]
+            .iter()
+            .any(|name| statement.contains(name))
     }) {
         run(&mut worker, statement).await?;
     }
@@ -228,7 +232,7 @@ async fn what_runs_as_the_owner_pins_its_search_path_and_is_not_for_everyone() -
     assert_eq!(
         db.ask("SELECT count(*) FROM pg_proc WHERE pronamespace = 'pg_task'::regnamespace AND prosecdef")
             .await?,
-        "7"
+        "9"
     );
     // Names in the schema of temporary objects come first for tables: none of ours is looked for without its schema.
     let mut session = login(&db, "temp_attacker").await?;
@@ -290,9 +294,15 @@ async fn a_worker_cannot_speak_for_another_role_s_worker_or_end_what_another_wor
     let (own, other) = ("00000000-0000-0000-0000-0000000000a1", "00000000-0000-0000-0000-0000000000a2");
     run(&mut one, &format!("SELECT pg_task.register('{own}')")).await?;
     run(&mut two, &format!("SELECT pg_task.register('{other}', queues => '{{elsewhere}}')")).await?;
-    for call in
-        ["register('W')", "exchange('W', 1)", "finish('W', 'W', 0, 1)", "heartbeat('W')", "leave('W')"]
-    {
+    for call in [
+        "register('W')",
+        "exchange('W', 1)",
+        "finish('W', 'W', 0, 1)",
+        "heartbeat('W')",
+        "set_progress('W', 'W', 1)",
+        "set_progress_many('W', '{W}', '{1}')",
+        "leave('W')",
+    ] {
         let call = format!("SELECT pg_task.{}", call.replace('W', own));
         assert_eq!(refused(&mut two, &call).await?, "42501", "{call}");
     }

@@ -67,6 +67,7 @@ fn parts(layout: &Layout, area: &Area) -> Vec<Range<usize>> {
         range(area, board.keys),
         range(area, board.key_buckets),
         range(area, board.looks),
+        range(area, board.progress),
         range(area, std::slice::from_ref(&*inbox.head)),
         range(area, inbox.ring),
     ]

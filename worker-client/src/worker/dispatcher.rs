@@ -35,6 +35,7 @@ use super::packed::Item;
 use super::session;
 use super::session::Command;
 use super::session::Held;
+use super::session::Report;
 use super::session::Session;
 use crate::Context;
 use crate::Error;
@@ -42,6 +43,7 @@ use crate::Result;
 use crate::Step;
 use crate::context::Shared;
 use crate::error;
+use crate::progress::Bell;
 use crate::source_chain;
 
 /// Calls that can be under way at a time: the results of one are worked on while the next is on its way.
@@ -55,6 +57,12 @@ const DEFERRED: Duration = Duration::from_millis(500);
 
 /// After the session is back, calls that are still under way on old connections are given this time to end.
 const CUT_AFTER: Duration = Duration::from_secs(2);
+
+/// What steps say of how far they are is brought at most so often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// After the server has refused it, an extension that is older than this program or a role without the right, it is tried again as late as this.
+const PROGRESS_REST: Duration = Duration::from_secs(300);
 
 /// What happens.
 pub(super) enum Event<T> {
@@ -74,6 +82,8 @@ pub(super) enum Event<T> {
     Left,
     /// The session listens: the worker can be registered.
     Listening,
+    /// What steps have said of how far they are was brought; whether the server takes such.
+    Progress(bool),
     /// The worker is registered, under this number; these tasks are not its own any more.
     Registered { refused: Vec<Uuid>, registration: i64 },
     /// The session's connection is gone; it is making a new one.
@@ -130,12 +140,15 @@ pub(super) struct Dispatcher<T> {
     last_heard: Instant,
     failed: Option<Error>,
     troubled: bool,
+    bell: Arc<Bell>,
+    /// When what steps say of how far they are may be brought; none while it is.
+    progress_at: Option<Instant>,
 }
 
 impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     /// Starts the parts.
     pub(super) fn start(shared: Arc<Shared>, settings: Settings) -> Self {
-        let worker = shared.worker;
+        let (worker, bell) = (shared.worker, shared.bell.clone());
         let (sender, events) = mpsc::unbounded_channel();
         let (session, commands) = mpsc::unbounded_channel();
         let mut steps = Vec::new();
@@ -191,6 +204,8 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             last_heard: Instant::now(),
             failed: None,
             troubled: false,
+            bell,
+            progress_at: Some(Instant::now()),
         }
     }
 
@@ -199,6 +214,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         let cancellation = self.settings.cancellation.clone();
         let mut lease_check = tokio::time::interval(self.settings.lease / 4);
         loop {
+            let progress = self.progress_due();
             tokio::select! {
                 event = self.events.recv() => {
                     let Some(event) = event else { break };
@@ -214,12 +230,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                         break;
                     }
                 }
-                () = self.executor.news() => {}
+                () = self.bell.rung() => {}
+                () = until(progress), if progress.is_some() => {}
                 () = cancellation.cancelled(), if !self.stopping => self.stop(),
                 _ = lease_check.tick() => self.check_lease(),
             }
             self.take_finished();
             self.advance();
+            self.bring_progress();
         }
         match self.failed {
             Some(error) => Err(error),
@@ -242,6 +260,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             Event::LaneRested(lane) => self.idle_lanes.push(lane),
             Event::Left => return true,
             Event::Listening => self.listening(),
+            Event::Progress(taken) => self.progress_brought(taken),
             Event::Registered { refused, registration } => self.registered(&refused, registration),
             Event::SessionLost(error) => self.session_lost(error),
             Event::Stop => self.stop(),
@@ -288,6 +307,44 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                     _ => self.results.push_back(result),
                 }
             }
+        }
+    }
+
+    /// When to bring what steps have said of how far they are, if they have.
+    fn progress_due(&self) -> Option<Instant> {
+        let said = self.bell.has_progress() && self.standing == Standing::Registered;
+        self.progress_at.filter(|_| said)
+    }
+
+    /// Brings what steps have said of how far they are, if it is time.
+    fn bring_progress(&mut self) {
+        if self.progress_due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.bell.take_progress();
+        let new = self.running.iter().filter_map(|(&id, running)| {
+            let (value, text) = running.control.take_progress()?;
+            Some(Report { id, token: running.token, value, text })
+        });
+        let reports: Vec<Report> = new.collect();
+        if !reports.is_empty() {
+            self.progress_at = None;
+            let _ = self.session.send(Command::Progress(reports));
+        }
+    }
+
+    fn progress_brought(&mut self, taken: bool) {
+        self.progress_at = Some(Instant::now() + if taken { PROGRESS_EVERY } else { PROGRESS_REST });
+        if !taken {
+            self.say_again();
+        }
+    }
+
+    /// The server does not know how far the steps are.
+    fn say_again(&self) {
+        let said = self.running.values().filter(|running| running.control.say_again()).count();
+        if said > 0 {
+            self.bell.note_progress();
         }
     }
 
@@ -456,6 +513,8 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         self.standing = Standing::Registered;
         self.registration = registration;
         self.last_heard = Instant::now();
+        self.progress_at = Some(self.last_heard);
+        self.say_again();
         // Whatever came while nobody listened.
         self.work_expected = true;
         if !std::mem::replace(&mut self.ever_registered, true) {
@@ -515,6 +574,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             running.control.drop_step();
         }
         self.results.clear();
+    }
+}
+
+/// Waits for a moment.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

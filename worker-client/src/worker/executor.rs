@@ -6,6 +6,7 @@
 //! alone, and the results of others are with the dispatcher already.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
@@ -47,6 +48,7 @@ use crate::enqueue;
 use crate::error;
 use crate::error::BeginError;
 use crate::error::CommitError;
+use crate::progress::Said;
 use crate::retry::Directed;
 use crate::retry::Snoozed;
 use crate::source_chain;
@@ -100,6 +102,8 @@ pub(crate) struct Control {
     drop: Notify,
     /// What the task returns, if the step ends it.
     result: Mutex<Option<Box<RawValue>>>,
+    /// How far the step says that it is.
+    progress: Mutex<Option<Box<Said>>>,
 }
 
 impl Control {
@@ -115,6 +119,24 @@ impl Control {
 
     fn take_result(&self) -> Option<Json<Box<RawValue>>> {
         lock(&self.result).take().map(Json)
+    }
+
+    /// Keeps how far the step says that it is.
+    pub(crate) fn set_progress(&self, value: Option<f64>, text: impl fmt::Display) {
+        // Taken out meanwhile: foreign code makes the text.
+        let mut said = lock(&self.progress).take().unwrap_or_default();
+        said.say(value, text);
+        *lock(&self.progress) = Some(said);
+    }
+
+    /// What the step has said of how far it is, if that is new.
+    pub(super) fn take_progress(&self) -> Option<(Option<f64>, String)> {
+        lock(&self.progress).as_mut().and_then(|said| said.news())
+    }
+
+    /// What the step has said last is to be brought again; false when it has said nothing.
+    pub(super) fn say_again(&self) -> bool {
+        lock(&self.progress).as_mut().map(|said| said.again()).is_some()
     }
 
     /// Asks the step to end.
@@ -234,8 +256,6 @@ struct Inner<T> {
     max_runners: usize,
     /// What the dispatcher has not fetched yet.
     finished: Mutex<Vec<Finished<T>>>,
-    /// Something is finished.
-    news: Notify,
 }
 
 struct Work<T> {
@@ -252,7 +272,6 @@ impl<T: Step<T, Context> + 'static> Executor<T> {
             work: Mutex::new(Work { waiting: VecDeque::new(), runners: 0 }),
             max_runners,
             finished: Mutex::new(Vec::new()),
-            news: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -272,11 +291,6 @@ impl<T: Step<T, Context> + 'static> Executor<T> {
         for _ in 0..more {
             tokio::spawn(run(self.inner.clone()));
         }
-    }
-
-    /// Waits until something is finished.
-    pub(super) async fn news(&self) {
-        self.inner.news.notified().await;
     }
 
     /// Fetches what is finished.
@@ -319,7 +333,7 @@ impl<T> Inner<T> {
         let mut finished = lock(&self.finished);
         finished.push(result);
         if finished.len() == 1 {
-            self.news.notify_one();
+            self.shared.bell.ring();
         }
     }
 }

@@ -184,7 +184,8 @@ mod tests {
     /// Runs a step within layers and says what came of it.
     async fn run(how: &str, tried: i32, layers: Vec<Arc<dyn AnyLayer>>) -> String {
         let db = PgPool::connect_lazy("postgres://nowhere/").expect("it is a URL");
-        let shared = Arc::new(Shared { db, worker: Uuid::nil(), pooled: false, state: None, layers });
+        let bell = Arc::default();
+        let shared = Arc::new(Shared { db, worker: Uuid::nil(), pooled: false, state: None, layers, bell });
         let step = format!(r#"{{"Test":{{"Say":{{"how":"{how}"}}}}}}"#);
         let trial =
             Trial { id: Uuid::nil(), queue: String::new(), step, options: None, tried, due: 0, token: 1 };

@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
+use sqlx::Postgres;
 use sqlx::Row;
+use sqlx::postgres::PgArguments;
+use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
+use sqlx::query::Query;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::Settings;
@@ -28,6 +33,8 @@ const REGISTER: &str = "SELECT refused, registration FROM pg_task.register(worke
 const REGISTER_WITH_WEIGHTS: &str = "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
      lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11, weights => $12)";
 
+const PROGRESS: &str = "SELECT event, id FROM pg_task.set_progress_many($1, $2, $3, $4, $5)";
+
 /// Steps that a registration can name: the protocol's limit.
 const MAX_STEPS: usize = 512;
 
@@ -35,8 +42,19 @@ const MAX_STEPS: usize = 512;
 pub(super) enum Command {
     /// Register, again if need be, with what the worker still holds.
     Register(Vec<Held>),
+    /// Bring what steps say of how far they are.
+    Progress(Vec<Report>),
     /// Sign off and end.
     Leave,
+}
+
+/// How far a step says that it is.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) id: Uuid,
+    pub(super) token: i64,
+    pub(super) value: Option<f64>,
+    pub(super) text: String,
 }
 
 /// A task that the worker holds.
@@ -106,6 +124,13 @@ impl<T> Session<T> {
                         }
                         Err(error) => return End::Lost(error),
                     },
+                    Some(Command::Progress(reports)) => match self.progress(link, reports).await {
+                        Ok(taken) => {
+                            heartbeat.reset();
+                            let _ = self.events.send(Event::Progress(taken));
+                        }
+                        Err(error) => return End::Lost(error),
+                    },
                     Some(Command::Leave) | None => {
                         let left = link.call(sqlx::query("SELECT pg_task.leave($1)").bind(self.worker));
                         // If it fails, the end of the connection says the same a little later.
@@ -159,8 +184,38 @@ impl<T> Session<T> {
 
     async fn beat(&self, link: &mut Link) -> Result<(), sqlx::Error> {
         let query = sqlx::query("SELECT event, id FROM pg_task.heartbeat($1)").bind(self.worker);
+        self.tell(self.ask(link, query).await?)
+    }
+
+    /// A heartbeat that says how far the steps are. False when the server does not take that.
+    async fn progress(&self, link: &mut Link, reports: Vec<Report>) -> Result<bool, sqlx::Error> {
+        let query = sqlx::query(PROGRESS)
+            .bind(self.worker)
+            .bind(reports.iter().map(|report| report.id).collect::<Vec<_>>())
+            .bind(reports.iter().map(|report| report.token).collect::<Vec<_>>())
+            .bind(reports.iter().map(|report| report.value).collect::<Vec<_>>())
+            .bind(reports.into_iter().map(|report| report.text).collect::<Vec<_>>());
+        match self.ask(link, query).await {
+            Ok(rows) => self.tell(rows).map(|()| true),
+            Err(error) if error::is_refusal(&error) => {
+                warn!("pg_task.running does not show how far the steps are: {error}");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask(
+        &self,
+        link: &mut Link,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
         // A connection that is half open answers nothing: better a new one than silence until the lease is over.
-        let rows = timeout(self.settings.lease / 3, link.call(query)).await.map_err(timed_out)??;
+        timeout(self.settings.lease / 3, link.call(query)).await.map_err(timed_out)?
+    }
+
+    /// Tells the dispatcher what the server says to a heartbeat.
+    fn tell(&self, rows: Vec<PgRow>) -> Result<(), sqlx::Error> {
         let _ = self.events.send(Event::Heard);
         for row in rows {
             let event = match row.try_get::<i16, _>("event")? {
