@@ -23,6 +23,7 @@ use crate::fault::Size;
 use crate::ledger;
 use crate::load;
 use crate::measure;
+use crate::operate;
 use crate::plan::Kind;
 use crate::plan::Plan;
 use crate::proxy::Mode;
@@ -100,6 +101,7 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         load.spawn(load::produce(scene.clone(), order.seed.wrapping_add(producer), order.pace));
     }
     load.spawn(load::meddle(scene.clone(), order.seed));
+    load.spawn(operate::operate(scene.clone(), order.seed));
     load.spawn(note_stalls(scene.clone()));
     let mut round = 0;
     let played = play_all(&scene, &order, began, &mut round, &mut summary).await;
@@ -222,7 +224,7 @@ pub(crate) async fn examine(
             began.elapsed().as_secs_f64()
         );
         // The next check begins from nothing. Nothing runs now that could still write.
-        scene.run("DELETE FROM pg_task.task; TRUNCATE effect, exact, pg_task.history").await?;
+        scene.run("DELETE FROM pg_task.task; TRUNCATE effect, exact, wish, pg_task.history").await?;
         std::fs::File::create(&scene.ledger_path)?;
         evidence.lines.clear();
         return Ok(());
@@ -292,13 +294,13 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
     });
     let history = scene
         .column(
-            "SELECT p.key || ' ' || p.seq || ' ' || h.attempts || ' ' || h.outcome
-             FROM pg_task.history AS h, jsonb_each(h.step -> 'Load') AS s (name, payload), jsonb_to_record(s.payload) AS p (key bigint, seq int)
+            "SELECT p.key || ' ' || p.seq || ' ' || h.attempts || ' ' || h.outcome || ' ' || h.id || ' ' || coalesce(p.mark, 0)
+             FROM pg_task.history AS h, jsonb_each(h.step -> 'Load') AS s (name, payload), jsonb_to_record(s.payload) AS p (key bigint, seq int, mark bigint)
              WHERE h.step ? 'Load'",
         )
         .await?;
     let past = history.iter().map(|row| {
-        let [key, seq, attempts, outcome] = row.split(' ').collect::<Vec<_>>()[..] else {
+        let [key, seq, attempts, outcome, id, mark] = row.split(' ').collect::<Vec<_>>()[..] else {
             bail!("no past: {row}")
         };
         let outcome = match outcome {
@@ -306,7 +308,16 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
             "done" => Ended::Done,
             other => bail!("no outcome: {other}"),
         };
-        Ok((key.parse()?, Past { outcome, seq: seq.parse()?, attempts: attempts.parse()? }))
+        Ok((
+            key.parse()?,
+            Past {
+                outcome,
+                seq: seq.parse()?,
+                attempts: attempts.parse()?,
+                id: id.parse()?,
+                mark: mark.parse()?,
+            },
+        ))
     });
     let mut history: HashMap<u64, Vec<Past>> = HashMap::new();
     for row in past {
@@ -317,6 +328,12 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
     exact.for_each(|(key, row)| exactly.entry(key).or_default().push(row));
     Ok(Evidence {
         exactly,
+        wishes: scene
+            .column("SELECT DISTINCT key FROM wish")
+            .await?
+            .iter()
+            .map(|key| key.parse())
+            .collect::<Result<_, _>>()?,
         history,
         rows: rows.collect(),
         effects: effects.collect(),

@@ -12,20 +12,27 @@
 //! - what a step writes in the transaction of its transition is there once if it led on, by the run that did, and never twice;
 //! - a task whose deadline is over does not begin, and no attempt is counted;
 //! - tasks of one group run one at a time, in the order in which they were enqueued; of a key no more at once than its queue allows;
+//! - the key of unique tasks stands for one at a time, and who meets it while it is queued gets a run that begins later;
+//! - what an operator has put into a payload is there until the end; a call that changes many says how many;
 //! - the history has one row of each task that has ended, with the outcome and the attempts that the ledger knows, and none of another.
 
 mod bonds;
 mod history;
 mod runs;
+mod unique;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+
+use uuid::Uuid;
 
 use crate::ledger::End;
 use crate::ledger::Entry;
 use crate::ledger::Line;
 use crate::ledger::Moment;
 use crate::ledger::Run;
+use crate::plan::Answer;
+use crate::plan::Bond;
 use crate::plan::Kind;
 use crate::plan::Plan;
 
@@ -41,6 +48,8 @@ pub struct Evidence {
     pub rows: Vec<Row>,
     /// What the history says, by the task's key.
     pub history: HashMap<u64, Vec<Past>>,
+    /// Wishes of unique tasks that nobody has taken away: the keys of those who made them.
+    pub wishes: Vec<u64>,
     /// What the fenced steps wrote: the token by the task's key.
     pub effects: HashMap<u64, i64>,
     /// What steps wrote in the transaction of their transition: step and token by the task's key.
@@ -69,6 +78,10 @@ pub struct Past {
     pub seq: u32,
     /// The attempts of its last step.
     pub attempts: i32,
+    /// The task.
+    pub id: Uuid,
+    /// The last mark in its payload.
+    pub mark: u64,
 }
 
 /// How a task ended.
@@ -118,6 +131,10 @@ struct Story<'a> {
     runs: Vec<(Run, Moment)>,
     ends: HashMap<i64, (End, Moment)>,
     parked: Vec<(i32, &'a str)>,
+    /// What `enqueue_unique` said of it.
+    answer: Option<(Answer, Uuid)>,
+    /// The marks that an operator was about to put into it, and whether the commit is known.
+    marks: Vec<(u64, bool)>,
     /// When it was first about to be resumed.
     resumed_at: Option<Moment>,
 }
@@ -133,6 +150,11 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
         rows.entry(row.key).or_default().push(row);
     }
     let mut out = Vec::new();
+    for line in &evidence.lines {
+        if let Entry::Wrong(text) = &line.entry {
+            out.push(Violation { key: line.key, text: text.clone() });
+        }
+    }
     runs::tokens_are_given_once(&stories, &mut out);
     for (&key, story) in &mut stories {
         story.runs.sort_by_key(|(run, _)| run.token);
@@ -140,16 +162,20 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
         let mut complain = |text: String| out.push(Violation { key, text });
         story.enqueued(&rows, &mut complain);
         if let Some(plan) = story.plan {
-            story.ended(plan, &rows, &mut complain);
+            let past = evidence.history.get(&key).map_or(&[][..], Vec::as_slice);
+            if !matches!(plan.bond, Bond::Unique(_)) {
+                story.ended(plan, &rows, &mut complain);
+                story.history(plan, &rows, past, &mut complain);
+            }
             story.transitions(plan, &mut complain);
             story.attempts(plan, evidence, &mut complain);
-            story.exactly(plan, evidence.exactly.get(&key).map_or(&[], Vec::as_slice), &mut complain);
-            let past = evidence.history.get(&key).map_or(&[][..], Vec::as_slice);
-            story.history(plan, &rows, past, &mut complain);
+            let written = evidence.exactly.get(&key).map_or(&[][..], Vec::as_slice);
+            story.exactly(plan, written, past, &mut complain);
             story.effect(plan, evidence.effects.get(&key).copied(), &mut complain);
         }
     }
     bonds::groups_go_in_order(&stories, &mut out);
+    unique::keys_stand_for_one_task(&stories, evidence, &mut out);
     bonds::keys_keep_their_limit(&stories, &mut out);
     for key in evidence.history.keys().filter(|key| !stories.contains_key(key)) {
         out.push(Violation { key: *key, text: "the history knows of it, and nobody enqueued it".to_owned() });
@@ -165,13 +191,21 @@ impl<'a> Story<'a> {
     fn add(&mut self, line: &'a Line) {
         self.lines.push(line);
         match &line.entry {
+            Entry::Answered(answer, id) => self.answer = Some((*answer, *id)),
             Entry::Began(run) => self.runs.push((*run, line.at)),
             Entry::Cancelled => self.cancelled_at = Some(line.at),
             Entry::Cancelling => self.cancelling = true,
             Entry::Committed => self.committed_at = Some(line.at),
+            Entry::Edited(mark) => self.marks.push((*mark, true)),
+            Entry::Editing(mark) => {
+                self.changed = true;
+                self.marks.push((*mark, false));
+            }
             Entry::Ended(_, token, end) => _ = self.ends.insert(*token, (*end, line.at)),
             Entry::Intended(plan) => {
                 self.plan = Some(*plan);
+                // Another call for the same task changes it.
+                self.changed |= matches!(plan.bond, Bond::Unique(_));
                 self.intended_at = line.at;
             }
             Entry::Parked(tried, error) => self.parked.push((*tried, error)),
@@ -181,6 +215,7 @@ impl<'a> Story<'a> {
                 self.resumed_at.get_or_insert(line.at);
             }
             Entry::RolledBack => self.rolled_back = true,
+            Entry::Wrong(_) => {}
         }
     }
 
@@ -245,7 +280,7 @@ impl<'a> Story<'a> {
     }
 
     /// What steps wrote in the transaction of their transition.
-    fn exactly(&self, plan: Plan, written: &[(u32, i64)], complain: &mut impl FnMut(String)) {
+    fn exactly(&self, plan: Plan, written: &[(u32, i64)], past: &[Past], complain: &mut impl FnMut(String)) {
         if plan.kind != Kind::Exact {
             return;
         }
@@ -262,10 +297,7 @@ impl<'a> Story<'a> {
             {
                 complain(format!("step {seq} went on with token {via}, and what was written is {tokens:?}"));
             }
-            let ended = seq == plan.last_step()
-                && !self.cancelling
-                && !self.rolled_back
-                && (self.committed_at.is_some() || !self.runs.is_empty());
+            let ended = seq == plan.last_step() && past.iter().any(|past| past.outcome == Outcome::Done);
             if ended && tokens.is_empty() {
                 complain(format!("the last step {seq} has ended, and nothing was written"));
             }

@@ -11,7 +11,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use anyhow::bail;
+use uuid::Uuid;
 
+use crate::plan::Answer;
 use crate::plan::Plan;
 
 /// Centiseconds since the machine was started: one clock for all processes, which no fault of a client's clock touches.
@@ -20,6 +22,8 @@ pub type Moment = u64;
 /// What happened.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Entry {
+    /// `enqueue_unique` has said this, and its transaction has committed: the key stands for this task.
+    Answered(Answer, Uuid),
     /// A step began.
     Began(Run),
     /// A task was deleted by its user, and the deletion has committed.
@@ -30,6 +34,10 @@ pub enum Entry {
     Changing,
     /// The transaction that enqueued it has committed.
     Committed,
+    /// An operator has put this mark into the task, and that has committed.
+    Edited(u64),
+    /// An operator is about to commit that.
+    Editing(u64),
     /// A step is about to end in this.
     Ended(u32, i64, End),
     /// A task is about to be enqueued.
@@ -40,6 +48,8 @@ pub enum Entry {
     Resuming,
     /// The transaction that enqueued it was rolled back.
     RolledBack,
+    /// Something was seen that must not be.
+    Wrong(String),
 }
 
 /// A run of a step.
@@ -131,10 +141,13 @@ impl std::fmt::Display for Line {
             Entry::Began(Run { seq, token, attempt, via, worker }) => {
                 write!(f, "began step {seq} token {token} attempt {attempt} via {via} worker {worker}")
             }
+            Entry::Answered(answer, id) => write!(f, "answered {} {id}", answer.word()),
             Entry::Cancelled => f.write_str("cancelled"),
             Entry::Cancelling => f.write_str("cancelling"),
             Entry::Changing => f.write_str("changing"),
             Entry::Committed => f.write_str("committed"),
+            Entry::Edited(mark) => write!(f, "edited mark {mark}"),
+            Entry::Editing(mark) => write!(f, "editing mark {mark}"),
             Entry::Ended(seq, token, end) => {
                 let end = match end {
                     End::Cancelled => "cancelled",
@@ -148,6 +161,7 @@ impl std::fmt::Display for Line {
             Entry::Parked(tried, error) => write!(f, "parked tried {tried} {}", error.replace('\n', " ")),
             Entry::Resuming => f.write_str("resuming"),
             Entry::RolledBack => f.write_str("rolled-back"),
+            Entry::Wrong(text) => write!(f, "wrong {}", text.replace('\n', " ")),
         }
     }
 }
@@ -157,6 +171,7 @@ impl Line {
         let words: Vec<&str> = line.split(' ').collect();
         let [at, key, name, rest @ ..] = &words[..] else { bail!("too short") };
         let entry = match (*name, rest) {
+            ("answered", [answer, id]) => Entry::Answered(answer.parse()?, id.parse()?),
             ("began", ["step", seq, "token", token, "attempt", attempt, "via", via, "worker", worker]) => {
                 Entry::Began(Run {
                     seq: seq.parse()?,
@@ -170,6 +185,8 @@ impl Line {
             ("cancelling", []) => Entry::Cancelling,
             ("changing", []) => Entry::Changing,
             ("committed", []) => Entry::Committed,
+            ("edited", ["mark", mark]) => Entry::Edited(mark.parse()?),
+            ("editing", ["mark", mark]) => Entry::Editing(mark.parse()?),
             ("ended", ["step", seq, "token", token, end]) => {
                 let end = match *end {
                     "cancelled" => End::Cancelled,
@@ -184,6 +201,7 @@ impl Line {
             ("parked", ["tried", tried, error @ ..]) => Entry::Parked(tried.parse()?, error.join(" ")),
             ("resuming", []) => Entry::Resuming,
             ("rolled-back", []) => Entry::RolledBack,
+            ("wrong", text) => Entry::Wrong(text.join(" ")),
             _ => bail!("no entry"),
         };
         Ok(Self { at: at.parse()?, key: key.parse()?, entry })
@@ -195,15 +213,23 @@ mod tests {
     use super::*;
     use crate::plan::Bond;
     use crate::plan::Kind;
+    use crate::plan::OnConflict;
+    use crate::plan::Scope;
+    use crate::plan::Unique;
 
     #[test]
     fn every_entry_reads_back_as_it_was_written() -> anyhow::Result<()> {
+        let unique = Unique { name: 5, scope: Scope::Queued, on_conflict: OnConflict::ReplaceAndMove };
         let entries = [
+            Entry::Answered(Answer::Replaced, Uuid::from_u128(7)),
+            Entry::Intended(Plan::new(Kind::Collect, 5).tied(Bond::Unique(unique))),
             Entry::Began(Run { seq: 1, token: 1 << 40, attempt: 2, via: 7, worker: 99 }),
             Entry::Cancelled,
             Entry::Cancelling,
             Entry::Changing,
             Entry::Committed,
+            Entry::Edited(9),
+            Entry::Editing(9),
             Entry::Ended(3, 8, End::Next),
             Entry::Intended(Plan::new(Kind::Chain, 4)),
             Entry::Intended(Plan::new(Kind::Nap, 1).tied(Bond::Group { group: 7, batch: 1 })),
@@ -211,6 +237,7 @@ mod tests {
             Entry::Parked(4, "the worker was lost".to_owned()),
             Entry::Resuming,
             Entry::RolledBack,
+            Entry::Wrong("this and that".to_owned()),
         ];
         for entry in entries {
             let line = Line { at: 12, key: 34, entry };

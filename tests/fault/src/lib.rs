@@ -14,6 +14,7 @@ pub mod fault;
 pub mod ledger;
 pub mod load;
 pub mod measure;
+pub mod operate;
 pub mod plan;
 pub mod proxy;
 pub mod scene;

@@ -7,12 +7,18 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use sqlx::PgConnection;
+use sqlx::Row;
 use sqlx::types::Json;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::ledger::Entry;
+use crate::plan::Answer;
+use crate::plan::Bond;
 use crate::plan::Kind;
 use crate::plan::Plan;
+use crate::plan::Scope;
+use crate::plan::Unique;
 use crate::scene::Scene;
 
 /// How long a producer waits for an answer before it gives the connection up; what became of the call is not known then.
@@ -50,7 +56,7 @@ async fn enqueue(
     connection: &mut PgConnection,
     rng: &mut fastrand::Rng,
 ) -> anyhow::Result<()> {
-    match rng.u32(0..100) {
+    match rng.u32(0..110) {
         0..25 => {
             let tasks = intend(scene, rng, 1)?;
             let call = sqlx::query("SELECT pg_task.enqueue($1, queue => $2, priority => $3, options => $4)")
@@ -137,6 +143,7 @@ async fn enqueue(
             conclude(scene, &dropped, &Fate::RolledBack)?;
             settle(scene, &kept, call)
         }
+        95..105 => unique(scene, connection, rng).await,
         _ => {
             let tasks = intend(scene, rng, 2)?;
             let name = format!("load-{}", tasks[0].key);
@@ -149,6 +156,69 @@ async fn enqueue(
             conclude(scene, &tasks, &Fate::RolledBack)
         }
     }
+}
+
+/// One call of `enqueue_unique`, with what it wishes for in the same transaction.
+async fn unique(scene: &Scene, connection: &mut PgConnection, rng: &mut fastrand::Rng) -> anyhow::Result<()> {
+    let key = scene.next_key.fetch_add(1, Relaxed);
+    let plan = Plan::unique(rng, key);
+    let Bond::Unique(unique) = plan.bond else { return Ok(()) };
+    let tasks = note_all(scene, std::iter::once((key, plan)))?;
+    let call = ask_unique(connection, &tasks[0], unique, rng.u32(0..600)).await;
+    let (id, answer) = match call {
+        Ok(answered) => answered,
+        Err(error) => {
+            // The transaction was not told to commit.
+            conclude(scene, &tasks, &Fate::RolledBack)?;
+            return Err(error);
+        }
+    };
+    let committed = match rng.u32(0..10) {
+        0 => {
+            conclude(scene, &tasks, &Fate::RolledBack)?;
+            return Ok(run(connection, "ROLLBACK").await?);
+        }
+        1 => {
+            let name = format!("load-{key}");
+            run(connection, &format!("PREPARE TRANSACTION '{name}'")).await?;
+            if rng.bool() {
+                run(connection, &format!("ROLLBACK PREPARED '{name}'")).await?;
+                return conclude(scene, &tasks, &Fate::RolledBack);
+            }
+            run(connection, &format!("COMMIT PREPARED '{name}'")).await
+        }
+        _ => run(connection, "COMMIT").await,
+    };
+    if committed.is_ok() {
+        scene.ledger.note(key, Entry::Answered(answer, id))?;
+    }
+    settle(scene, &tasks, committed)
+}
+
+/// In a transaction that is left open.
+async fn ask_unique(
+    connection: &mut PgConnection,
+    task: &Task,
+    unique: Unique,
+    later: u32,
+) -> anyhow::Result<(Uuid, Answer)> {
+    run(connection, "BEGIN").await?;
+    if unique.scope == Scope::Queued {
+        let wish = "INSERT INTO wish (name, key) VALUES ($1, $2)";
+        let wish = sqlx::query(wish).bind(i64::from(unique.name)).bind(task.key as i64);
+        wish.execute(&mut *connection).await?;
+    }
+    let call = "SELECT id, outcome FROM pg_task.enqueue_unique($1, $2, scope => $3, on_conflict => $4, \
+         wakeup_at => now() + $5 * interval '1 ms')";
+    let row = sqlx::query(call)
+        .bind(Json(&task.step))
+        .bind(format!("unique {}", unique.name))
+        .bind(unique.scope.word())
+        .bind(unique.on_conflict.word())
+        .bind(f64::from(later))
+        .fetch_one(connection)
+        .await?;
+    Ok((row.try_get(0)?, row.try_get::<&str, _>(1)?.parse()?))
 }
 
 /// A task that is about to be enqueued.
@@ -280,7 +350,9 @@ pub async fn meddle(scene: Arc<Scene>, seed: u64) {
         let _ = match rng.u32(0..4) {
             0 => cancel_one(&scene).await,
             1 => change_one(&scene).await,
-            2 => end_prepared(&scene, "prepared < now() - interval '3 s' AND gid LIKE 'load-%'").await,
+            2 => {
+                end_prepared(&scene, "prepared < now() - interval '3 s' AND gid ~ '^(load|operator)-'").await
+            }
             _ => resume_parked(&scene).await.map(|_| ()),
         };
     }

@@ -11,6 +11,8 @@ use serde_json::json;
 pub enum Kind {
     /// Steps that follow each other at once.
     Chain,
+    /// Takes away, in the transaction of its transition, what was wished for by the name that is its [`Plan::last`].
+    Collect,
     /// Fails until the world is mended for it; is parked and resumed.
     Doomed,
     /// Steps that write a row each in the transaction of their transition.
@@ -41,8 +43,9 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Chain,
+        Self::Collect,
         Self::Doomed,
         Self::Exact,
         Self::Expired,
@@ -62,6 +65,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Chain => "Chain",
+            Self::Collect => "Collect",
             Self::Doomed => "Doomed",
             Self::Exact => "Exact",
             Self::Expired => "Expired",
@@ -78,9 +82,9 @@ impl Kind {
         }
     }
 
-    /// Whether [`Plan::last`] is a number of attempts that fail.
-    fn fails_at_first(self) -> bool {
-        matches!(self, Self::Flaky | Self::Patient | Self::Tardy)
+    /// Whether it has one step, and [`Plan::last`] means something else.
+    fn has_one_step(self) -> bool {
+        matches!(self, Self::Collect | Self::Flaky | Self::Patient | Self::Tardy)
     }
 
     /// How often its steps are retried after an error, as they say or its options.
@@ -88,7 +92,7 @@ impl Kind {
         match self {
             Self::Doomed => 1,
             // Its errors are those of the database under fault.
-            Self::Exact | Self::Fenced => 20,
+            Self::Collect | Self::Exact | Self::Fenced => 20,
             Self::Flaky | Self::Patient | Self::Tardy => 6,
             _ => 0,
         }
@@ -121,7 +125,92 @@ pub enum Bond {
     None,
     /// A key of the queue [`TENANTS`].
     Tenant(u64),
+    /// The key of a unique task.
+    Unique(Unique),
 }
+
+/// A call of `enqueue_unique`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Unique {
+    /// The key.
+    pub name: u32,
+    /// Until when it is held. Each key has its own, always the same.
+    pub scope: Scope,
+    /// What to do when it is held.
+    pub on_conflict: OnConflict,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every one.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Its word in SQL.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = anyhow::Error;
+
+            fn from_str(word: &str) -> anyhow::Result<Self> {
+                match word { $($word => Ok(Self::$variant),)* _ => bail!("no such word: {word}") }
+            }
+        }
+    };
+}
+
+words! {
+    /// Until when a unique task holds its key.
+    Scope {
+        /// Until its row is gone.
+        Done = "done",
+        /// Until a worker has it.
+        Queued = "queued",
+        /// Until its row is gone or parked.
+        Running = "running",
+    }
+}
+
+words! {
+    /// What is to be done when a key is held.
+    OnConflict {
+        /// The task is due at another time.
+        Move = "move",
+        /// It gets another payload.
+        Replace = "replace",
+        /// Both.
+        ReplaceAndMove = "replace_and_move",
+        /// Nothing.
+        Skip = "skip",
+    }
+}
+
+words! {
+    /// What `enqueue_unique` says that it did.
+    Answer {
+        /// There is a new task.
+        Enqueued = "enqueued",
+        /// The task that is there is due at another time.
+        Moved = "moved",
+        /// The task that is there has this payload.
+        Replaced = "replaced",
+        /// Nothing.
+        Skipped = "skipped",
+    }
+}
+
+/// After so many tasks unique ones have other keys.
+const NAMES_CHANGE_AFTER: u64 = 600;
+const NAMES_AT_A_TIME: u64 = 3;
 
 /// The queue whose keys have a limit.
 pub const TENANTS: &str = "tenants";
@@ -173,7 +262,7 @@ impl Plan {
             Bond::Group { group, .. } => {
                 _ = options.insert("group".to_owned(), json!(format!("group {group}")));
             }
-            Bond::None => {}
+            Bond::None | Bond::Unique(_) => {}
             Bond::Tenant(tenant) => _ = options.insert("key".to_owned(), json!(format!("tenant {tenant}"))),
         }
         (!options.is_empty()).then_some(Value::Object(options))
@@ -186,7 +275,7 @@ impl Plan {
 
     /// The number of the last step that it runs.
     pub fn last_step(self) -> u32 {
-        if self.kind.fails_at_first() { 0 } else { self.last }
+        if self.kind.has_one_step() { 0 } else { self.last }
     }
 
     /// A plan by chance, of a kind that is due when it is enqueued, tied to none.
@@ -208,6 +297,21 @@ impl Plan {
         Self::new(kind, last)
     }
 
+    /// A call of `enqueue_unique` by chance, for the task `key`.
+    pub fn unique(rng: &mut fastrand::Rng, key: u64) -> Self {
+        let name = (key / NAMES_CHANGE_AFTER * NAMES_AT_A_TIME + rng.u64(0..NAMES_AT_A_TIME)) as u32;
+        let scope = Scope::ALL[name as usize % Scope::ALL.len()];
+        let (kind, last) = match rng.u32(0..4) {
+            _ if scope == Scope::Queued => (Kind::Collect, name),
+            0 => (Kind::Chain, rng.u32(1..4)),
+            1 => (Kind::Flaky, rng.u32(1..3)),
+            2 => (Kind::Exact, rng.u32(0..3)),
+            _ => (Kind::Nap, rng.u32(0..4)),
+        };
+        let on_conflict = OnConflict::ALL[rng.usize(0..OnConflict::ALL.len())];
+        Self { kind, last, bond: Bond::Unique(Unique { name, scope, on_conflict }) }
+    }
+
     /// The same, tied to others by chance, for the task `key` of the transaction `batch`.
     pub fn tie(self, rng: &mut fastrand::Rng, key: u64, batch: u64) -> Self {
         let bond = match rng.u32(0..100) {
@@ -224,7 +328,7 @@ impl Plan {
     /// The same with this bond. What has to wait for its turn takes less time: the run waits for all of it.
     pub fn tied(self, bond: Bond) -> Self {
         let (kind, last) = match (bond, self.kind) {
-            (Bond::None, _) => (self.kind, self.last),
+            (Bond::None | Bond::Unique(_), _) => (self.kind, self.last),
             (Bond::Group { .. }, Kind::Slow | Kind::Noop) => (Kind::Nap, self.last),
             (Bond::Tenant(_), Kind::Chain | Kind::Noop) => (Kind::Nap, self.last.min(2)),
             (_, kind) => (kind, self.last.min(2)),
@@ -240,6 +344,9 @@ impl std::fmt::Display for Plan {
             Bond::Group { group, batch } => write!(f, " group {group} batch {batch}"),
             Bond::None => Ok(()),
             Bond::Tenant(tenant) => write!(f, " tenant {tenant}"),
+            Bond::Unique(Unique { name, scope, on_conflict }) => {
+                write!(f, " unique {name} {} {}", scope.word(), on_conflict.word())
+            }
         }
     }
 }
@@ -255,6 +362,11 @@ impl FromStr for Plan {
         let bond = match bond {
             ["group", group, "batch", batch] => Bond::Group { group: group.parse()?, batch: batch.parse()? },
             ["tenant", tenant] => Bond::Tenant(tenant.parse()?),
+            ["unique", name, scope, on_conflict] => Bond::Unique(Unique {
+                name: name.parse()?,
+                scope: scope.parse()?,
+                on_conflict: on_conflict.parse()?,
+            }),
             [] => Bond::None,
             other => bail!("no bond: {other:?}"),
         };

@@ -231,8 +231,11 @@ impl Scene {
         // No constraint: a row that is written twice is to show.
         self.run("CREATE TABLE exact (key bigint NOT NULL, seq bigint NOT NULL, token bigint NOT NULL)")
             .await?;
+        // What unique tasks are to take away: each producer's wish is part of its transaction.
+        self.run("CREATE TABLE wish (name bigint NOT NULL, key bigint NOT NULL)").await?;
         self.run(&format!("CREATE ROLE {WORKER_ROLE} LOGIN PASSWORD '{WORKER_PASSWORD}'")).await?;
         self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect, exact TO {WORKER_ROLE}")).await?;
+        self.run(&format!("GRANT SELECT, DELETE ON wish TO {WORKER_ROLE}")).await?;
         self.run(&format!("SELECT pg_task.grant_work('{WORKER_ROLE}')")).await?;
         self.run(&format!("SELECT pg_task.set_queue('{TENANTS}', key_concurrency => {TENANT_LIMIT})"))
             .await?;

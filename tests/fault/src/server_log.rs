@@ -25,8 +25,9 @@ const EXPECTED: &[&str] = &[
     // A scheduler that was cancelled or terminated in the middle of a tick tries again.
     "pg_task scheduler: a tick failed and will be tried again: canceling statement due to",
     "interrupted; last known up at",
-    // A step that is dropped while its pool begins a transaction: the connection goes back in that state.
+    // A step that is dropped while its pool begins a transaction: the connection goes back in that state, or is rolled back before it was.
     "there is already a transaction in progress",
+    "there is no transaction in progress",
     // A process that ended between being chosen and being terminated.
     "is not a PostgreSQL backend process",
     "unexpected EOF on client connection",

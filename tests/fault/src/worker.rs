@@ -21,6 +21,7 @@ use serde::Serialize;
 
 pg_task::task!(Load {
     Chain,
+    Collect,
     Doomed,
     Exact,
     Expired,
@@ -64,6 +65,17 @@ macro_rules! payload {
                 seq: u32,
                 last: u32,
                 via: i64,
+                #[serde(default)]
+                mark: u64,
+            }
+
+            impl $name {
+                /// The step after this one. What an operator has marked stays marked.
+                #[allow(dead_code, reason = "some have none")]
+                fn next(&self, cx: &Context) -> Self {
+                    let Self { key, seq, last, mark, .. } = *self;
+                    Self { key, seq: seq + 1, last, via: cx.token(), mark }
+                }
             }
         )*
     };
@@ -72,6 +84,8 @@ macro_rules! payload {
 payload! {
     /// Goes on at once until its last step.
     Chain
+    /// Takes away all that was wished for by a name, which is in `last`.
+    Collect
     /// Fails until the world is mended.
     Doomed
     /// Writes a row in the transaction of its transition.
@@ -118,20 +132,20 @@ does_nothing! { Expired Hasty Noop }
 
 impl Step<Load, Context> for Chain {
     async fn step(self, cx: &Context) -> StepResult<Load> {
-        let Self { key, seq, last, via } = self;
+        let Self { key, seq, last, via, .. } = self;
         begin(cx, key, seq, via)?;
         if seq == last {
             end(cx, key, seq, End::Done)?;
             return NextStep::none();
         }
         end(cx, key, seq, End::Next)?;
-        NextStep::now(Self { key, seq: seq + 1, last, via: cx.token() })
+        NextStep::now(self.next(cx))
     }
 }
 
 impl Step<Load, Context> for Later {
     async fn step(self, cx: &Context) -> StepResult<Load> {
-        let Self { key, seq, last, via } = self;
+        let Self { key, seq, last, via, .. } = self;
         begin(cx, key, seq, via)?;
         if seq == last {
             end(cx, key, seq, End::Done)?;
@@ -139,13 +153,13 @@ impl Step<Load, Context> for Later {
         }
         end(cx, key, seq, End::Next)?;
         let delay = Duration::from_millis(key % 7 * 100);
-        NextStep::delay(Self { key, seq: seq + 1, last, via: cx.token() }, delay)
+        NextStep::delay(self.next(cx), delay)
     }
 }
 
 impl Step<Load, Context> for Nap {
     async fn step(self, cx: &Context) -> StepResult<Load> {
-        let Self { key, seq, last, via } = self;
+        let Self { key, seq, last, via, .. } = self;
         begin(cx, key, seq, via)?;
         tokio::time::sleep(Duration::from_millis(10 + key % 6 * 10)).await;
         if seq == last {
@@ -153,7 +167,7 @@ impl Step<Load, Context> for Nap {
             return NextStep::none();
         }
         end(cx, key, seq, End::Next)?;
-        NextStep::now(Self { key, seq: seq + 1, last, via: cx.token() })
+        NextStep::now(self.next(cx))
     }
 }
 
@@ -234,7 +248,7 @@ impl Step<Load, Context> for Doomed {
 
 impl Step<Load, Context> for Slow {
     async fn step(self, cx: &Context) -> StepResult<Load> {
-        let Self { key, seq, last, via } = self;
+        let Self { key, seq, last, via, .. } = self;
         begin(cx, key, seq, via)?;
         let millis = 300 + key % 10 * 300;
         tokio::select! {
@@ -251,7 +265,7 @@ impl Step<Load, Context> for Slow {
         }
         // A worker that was away meanwhile brings this when others may have gone on.
         end(cx, key, seq, End::Next)?;
-        let next = Self { key, seq: seq + 1, last, via: cx.token() };
+        let next = self.next(cx);
         if key.is_multiple_of(2) {
             NextStep::now(next)
         } else {
@@ -306,7 +320,8 @@ impl Step<Load, Tx> for Exact {
     const RETRY_DELAY: Duration = Duration::from_millis(200);
 
     async fn step(self, tx: &Tx) -> StepResult<Load> {
-        let (Self { key, seq, last, via }, cx) = (self, tx.context());
+        let Self { key, seq, last, via, .. } = self;
+        let cx = tx.context();
         begin(cx, key, seq, via)?;
         let written = sqlx::query("INSERT INTO exact (key, seq, token) VALUES ($1, $2, $3)")
             .persistent(false)
@@ -324,7 +339,29 @@ impl Step<Load, Tx> for Exact {
             return NextStep::none();
         }
         end(cx, key, seq, End::Next)?;
-        NextStep::now(Self { key, seq: seq + 1, last, via: cx.token() })
+        NextStep::now(self.next(cx))
+    }
+}
+
+impl Step<Load, Tx> for Collect {
+    const RETRY_LIMIT: i32 = 20;
+    const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+    async fn step(self, tx: &Tx) -> StepResult<Load> {
+        let Self { key, seq, last, via, .. } = self;
+        let cx = tx.context();
+        begin(cx, key, seq, via)?;
+        let taken = sqlx::query("DELETE FROM wish WHERE name = $1")
+            .persistent(false)
+            .bind(i64::from(last))
+            .execute(tx)
+            .await;
+        if let Err(error) = taken {
+            end(cx, key, seq, End::Failed)?;
+            return Err(error.into());
+        }
+        end(cx, key, seq, End::Done)?;
+        NextStep::none()
     }
 }
 
@@ -353,6 +390,7 @@ async fn main() -> anyhow::Result<()> {
     assert_eq!(Kind::Flaky.retry_limit(), Flaky::RETRY_LIMIT);
     assert_eq!(Kind::Tardy.retry_limit(), Tardy::RETRY_LIMIT);
     assert_eq!(Kind::Doomed.retry_limit(), Doomed::RETRY_LIMIT);
+    assert_eq!(Kind::Collect.retry_limit(), Collect::RETRY_LIMIT);
     assert_eq!(Kind::Exact.retry_limit(), Exact::RETRY_LIMIT);
     assert_eq!(Kind::Fenced.retry_limit(), Fenced::RETRY_LIMIT);
     let db = sqlx::postgres::PgPoolOptions::new()

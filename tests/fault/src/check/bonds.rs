@@ -114,12 +114,12 @@ impl Story<'_> {
     }
 
     /// A moment at which it had been committed.
-    fn there_at(&self) -> Option<Moment> {
+    pub(super) fn there_at(&self) -> Option<Moment> {
         self.committed_at.into_iter().chain(self.first_began()).min()
     }
 
     /// When a run first noted that the task is done: it was not over before.
-    fn done_at(&self) -> Option<Moment> {
+    pub(super) fn done_at(&self) -> Option<Moment> {
         let last = self.plan?.last_step();
         let ends = self.runs.iter().filter(|(run, _)| run.seq == last);
         ends.filter_map(|(run, _)| self.ends.get(&run.token))

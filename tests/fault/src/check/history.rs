@@ -32,6 +32,13 @@ impl Story<'_> {
         if !rows.is_empty() {
             complain("its row is there, and the history says that it has ended".to_owned());
         }
+        let edited = self.marks.iter().filter(|(_, known)| *known).map(|(mark, _)| *mark).max().unwrap_or(0);
+        if past.mark < edited || past.mark > 0 && self.marks.iter().all(|(mark, _)| *mark != past.mark) {
+            complain(format!(
+                "an edit was lost: mark {edited} was put in, and {} was there at the end",
+                past.mark
+            ));
+        }
         match past.outcome {
             Outcome::Cancelled if !self.cancelling => {
                 complain("nobody cancelled it, and the history says so".to_owned());

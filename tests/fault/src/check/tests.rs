@@ -33,19 +33,32 @@ fn history_of(lines: &[Line]) -> HashMap<u64, Vec<Past>> {
     let mut history = HashMap::new();
     for line in lines {
         let past = match line.entry {
-            Entry::Cancelled => Past { outcome: Outcome::Cancelled, seq: 0, attempts: 0 },
+            Entry::Cancelled => {
+                Past { outcome: Outcome::Cancelled, seq: 0, attempts: 0, id: id_of(line.key), mark: 0 }
+            }
             Entry::Ended(seq, token, End::Done) => {
                 let attempts = lines.iter().find_map(|line| match line.entry {
                     Entry::Began(run) if run.token == token => Some(run.attempt),
                     _ => None,
                 });
-                Past { outcome: Outcome::Done, seq, attempts: attempts.unwrap_or_default() }
+                Past {
+                    outcome: Outcome::Done,
+                    seq,
+                    attempts: attempts.unwrap_or_default(),
+                    id: id_of(line.key),
+                    mark: 0,
+                }
             }
             _ => continue,
         };
         history.entry(line.key).or_insert_with(|| vec![past]);
     }
     history
+}
+
+/// The task that a key of the ledger belongs to, if nothing else is said.
+fn id_of(key: u64) -> Uuid {
+    Uuid::from_u128(u128::from(key))
 }
 
 fn complaints(evidence: &Evidence) -> Vec<String> {
@@ -378,6 +391,94 @@ fn more_tasks_of_a_key_at_once_than_allowed_are_found() {
     assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
 }
 
+/// Two calls with one key, each of which has made a task; the second was made after the first had ended.
+fn unique() -> Vec<&'static str> {
+    vec![
+        "100 1 intended Nap 0 unique 3 done skip",
+        "101 1 answered enqueued 00000000-0000-0000-0000-000000000001",
+        "101 1 committed",
+        "102 1 began step 0 token 10 attempt 1 via 0 worker 7",
+        "103 1 ended step 0 token 10 done",
+        "103 2 intended Nap 0 unique 3 done replace",
+        "104 2 answered enqueued 00000000-0000-0000-0000-000000000002",
+        "104 2 committed",
+        "105 2 began step 0 token 11 attempt 1 via 0 worker 7",
+        "106 2 ended step 0 token 11 done",
+    ]
+}
+
+#[test]
+fn a_key_that_stands_for_two_tasks_at_once_is_found() {
+    assert_eq!(complaints(&evidence(&unique())), Vec::<String>::new());
+    let mut lines = unique();
+    lines[4] = "105 1 ended step 0 token 10 done";
+    assert_found(&evidence(&lines), "its key stood for two tasks at once");
+    // Two keys.
+    lines[5] = "103 2 intended Nap 0 unique 6 done replace";
+    assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
+}
+
+#[test]
+fn a_caller_who_was_told_something_else_than_what_happened_is_found() {
+    // Skipped, and it ran.
+    let mut lines = unique();
+    lines[6] = "104 2 answered skipped 00000000-0000-0000-0000-000000000001";
+    assert_found(&evidence(&lines), "told that it was skipped, and it ran");
+    lines.truncate(8);
+    assert_eq!(complaints(&evidence(&lines)), Vec::<String>::new());
+    // Skipped for a task that never ended.
+    lines[6] = "104 2 answered skipped 00000000-0000-0000-0000-000000000009";
+    assert_found(&evidence(&lines), "lost: its row is gone");
+    // Replaced, and yet the older payload ended.
+    lines[6] = "104 2 answered replaced 00000000-0000-0000-0000-000000000001";
+    assert_found(&evidence(&lines), "it was to take the place of 1");
+    // Replaced, and it ended: the first has no row in the history.
+    let mut lines = unique();
+    lines[6] = "104 2 answered replaced 00000000-0000-0000-0000-000000000001";
+    let mut replaced = evidence(&lines);
+    replaced.history.clear();
+    let past = Past { outcome: Outcome::Done, seq: 0, attempts: 1, id: id_of(1), mark: 0 };
+    replaced.history.insert(2, vec![past]);
+    assert_eq!(complaints(&replaced), Vec::<String>::new());
+    // Both ended.
+    replaced.history.insert(1, vec![past]);
+    assert_found(&replaced, "ended twice");
+}
+
+#[test]
+fn a_wish_that_stays_is_found() {
+    let mut evidence = evidence(&unique());
+    evidence.wishes.push(2);
+    assert_found(&evidence, "committed with a wish");
+}
+
+#[test]
+fn an_edit_that_is_lost_is_found() {
+    let mut lines = good();
+    lines.insert(4, "102 1 editing mark 50");
+    let marked = |lines: &[&str], mark| {
+        let mut evidence = evidence(lines);
+        evidence
+            .history
+            .insert(1, vec![Past { outcome: Outcome::Done, seq: 2, attempts: 1, id: id_of(1), mark }]);
+        evidence
+    };
+    // Whether it was committed is not known.
+    assert_eq!(complaints(&marked(&lines, 0)), Vec::<String>::new());
+    assert_eq!(complaints(&marked(&lines, 50)), Vec::<String>::new());
+    assert_found(&marked(&lines, 40), "an edit was lost");
+    lines.insert(5, "102 1 edited mark 50");
+    assert_eq!(complaints(&marked(&lines, 50)), Vec::<String>::new());
+    assert_found(&marked(&lines, 0), "an edit was lost");
+}
+
+#[test]
+fn what_an_operator_has_seen_to_be_wrong_is_told() {
+    let mut lines = good();
+    lines.push("700 0 wrong cancel_all says 3");
+    assert_found(&evidence(&lines), "cancel_all says 3");
+}
+
 #[test]
 fn a_history_that_says_something_else_is_found() {
     let told = |past: &[Past]| {
@@ -385,7 +486,7 @@ fn a_history_that_says_something_else_is_found() {
         evidence.history.insert(1, past.to_vec());
         evidence
     };
-    let right = Past { outcome: Outcome::Done, seq: 2, attempts: 1 };
+    let right = Past { outcome: Outcome::Done, seq: 2, attempts: 1, id: id_of(1), mark: 0 };
     assert_eq!(complaints(&told(&[right])), Vec::<String>::new());
     assert_found(&told(&[]), "the history does not know of it");
     assert_found(&told(&[right, right]), "the history has 2 rows of it");

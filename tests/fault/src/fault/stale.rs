@@ -97,7 +97,7 @@ fn run(scene: &Scene, step: &Value, token: i64, tried: i32) -> anyhow::Result<(i
     scene.ledger.note(key, Entry::Began(Run { seq, token, attempt: tried + 1, via, worker }))?;
     let ends = i64::from(seq) == last;
     scene.ledger.note(key, Entry::Ended(seq, token, if ends { End::Done } else { End::Next }))?;
-    let next = json!({ "Load": { kind.name(): { "key": key, "seq": seq + 1, "last": last, "via": token } } });
+    let next = json!({ "Load": { kind.name(): { "key": key, "seq": seq + 1, "last": last, "via": token, "mark": payload.get("mark").unwrap_or(&json!(0)) } } });
     Ok(if ends { (0, None) } else { (1, Some(next)) })
 }
 
