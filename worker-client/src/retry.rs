@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use pg_task_rules::Micros;
+use pg_task_rules::retry as rules;
 use pg_task_rules::retry::Backoff;
 use pg_task_rules::retry::Policy;
 use serde::Serialize;
@@ -117,8 +119,40 @@ impl Serialize for RetryPolicy {
     }
 }
 
+/// The policy in a task's options, as the server reads it: it has checked the words and the numbers.
+pub(crate) fn own_policy(options: &serde_json::Value) -> Policy {
+    let Some(retry) = options.get("retry") else { return Policy::NONE };
+    let number = |name: &str| retry.get(name).and_then(serde_json::Value::as_f64);
+    let delays = retry.get("delays").and_then(serde_json::Value::as_array);
+    let delays: Vec<Micros> = delays.into_iter().flatten().filter_map(duration).collect();
+    Policy {
+        limit: retry
+            .get("limit")
+            .and_then(serde_json::Value::as_i64)
+            .and_then(|limit| i32::try_from(limit).ok()),
+        delay: retry.get("delay").and_then(duration),
+        backoff: match retry.get("backoff").and_then(serde_json::Value::as_str) {
+            Some("exponential") => Backoff::Exponential,
+            _ => Backoff::Constant,
+        },
+        factor: number("factor").unwrap_or(Policy::NONE.factor),
+        max_delay: retry.get("max_delay").and_then(duration),
+        jitter: number("jitter").unwrap_or(Policy::NONE.jitter),
+        delays: delays.into(),
+    }
+}
+
+/// A duration of a task's options: a number of seconds, or a text with its unit.
+pub(crate) fn duration(value: &serde_json::Value) -> Option<Micros> {
+    match value {
+        serde_json::Value::Number(seconds) => rules::from_seconds(seconds.as_f64()?),
+        serde_json::Value::String(text) => rules::duration(text),
+        _ => None,
+    }
+}
+
 /// From 0 to 1.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     let bytes = uuid::Uuid::new_v4().into_bytes();
     f64::from(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])) / (f64::from(u32::MAX) + 1.0)
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Bench`] has one connection with an open transaction. Tasks are enqueued and run in it, by the steps' own code, without a worker, and nobody else
 //! ever sees them; when the bench is dropped nothing is left. Its clock stands still until [`Bench::advance`] moves it, so that retries and delays of
-//! days are tested in milliseconds.
+//! days are tested in milliseconds. What the options of a task say of its retries, its time limit and its deadline holds as it does with a worker.
 //!
 //! ```rust,no_run
 //! # use pg_task_client as pg_task;
@@ -34,6 +34,7 @@
 //! of a step with a plain pool. The role needs the rights of `pg_task.grant_administer` and `grant_work`.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -59,9 +60,15 @@ use crate::enqueue::interval;
 use crate::worker::Trial;
 use crate::worker::Tried;
 
+/// How long a step that has a time limit is waited for, unless [`Bench::with_patience`] says otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A place for tests of tasks: see the [module](self).
 pub struct Bench<T> {
     shared: Arc<Shared>,
+    patience: Duration,
+    /// What tasks that are done have returned.
+    results: HashMap<Uuid, Json<Box<RawValue>>>,
     /// Of the attempts; a worker's grow as well.
     token: i64,
     tasks: PhantomData<fn() -> T>,
@@ -158,7 +165,13 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             layers: Vec::new(),
             bell: Arc::default(),
         };
-        Ok(Self { shared: Arc::new(shared), token: 0, tasks: PhantomData })
+        Ok(Self {
+            shared: Arc::new(shared),
+            patience: PATIENCE,
+            results: HashMap::new(),
+            token: 0,
+            tasks: PhantomData,
+        })
     }
 
     /// The application's state, for [`Context::state`].
@@ -175,6 +188,15 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         self
     }
 
+    /// How long to wait, by the real clock, for a step that has a time limit: 5 seconds by default. A step that has not ended by then, or within its
+    /// limit if that is shorter, is taken for one that never does: its time is up, and the bench's clock moves by the limit. So one that hangs with a limit
+    /// of an hour is tested in a moment.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     fn change(&mut self, change: impl FnOnce(&mut Shared)) {
         change(Arc::make_mut(&mut self.shared));
     }
@@ -184,16 +206,19 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         &self.shared.db
     }
 
-    /// Moves the clock: whatever waits is due so much sooner.
+    /// Moves the clock: whatever waits is due so much sooner, and deadlines are so much nearer.
     ///
     /// # Errors
     /// [`Error::Db`] when the statement fails.
     pub async fn advance(&mut self, time: Duration) -> Result<()> {
-        sqlx::query("UPDATE pg_task.task SET wakeup_at = wakeup_at - $1 WHERE error IS NULL")
-            .bind(interval(time))
-            .execute(self.db())
-            .await
-            .map_err(|error| failed(error, "move the clock"))?;
+        for move_all in [
+            "UPDATE pg_task.task SET wakeup_at = wakeup_at - $1 WHERE error IS NULL",
+            "UPDATE pg_task.task SET options = jsonb_set(options, '{deadline}', to_jsonb((options->>'deadline')::timestamptz - $1))
+             WHERE options ? 'deadline'",
+        ] {
+            let moved = sqlx::query(move_all).bind(interval(time)).execute(self.db()).await;
+            moved.map_err(|error| failed(error, "move the clock"))?;
+        }
         Ok(())
     }
 
@@ -203,10 +228,13 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
     /// [`Error::Db`] when a statement fails that is none of a step's; [`Error::DeserializeStep`] when a row is no step of this program.
     pub async fn run_due(&mut self) -> Result<usize> {
         let mut count = 0;
-        while self.run_one(None).await? {
-            count += 1;
+        loop {
+            match self.run_one(None).await? {
+                Ran::Step => count += 1,
+                Ran::Overdue => {}
+                Ran::Nothing => return Ok(count),
+            }
         }
-        Ok(count)
     }
 
     /// Runs one task until it is done or parked, and moves the clock to whenever it is due next.
@@ -234,6 +262,18 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         }
     }
 
+    /// What a task that is done has returned: the value of [`Context::set_result`] in its last step. None if it gave none, or is not done.
+    ///
+    /// # Errors
+    /// [`Error::DeserializeResult`] when it is no `R`.
+    pub fn result<R: DeserializeOwned>(&self, id: Uuid) -> Result<Option<R>> {
+        let result = self.results.get(&id).map(|Json(json)| {
+            serde_json::from_str(json.get())
+                .map_err(|error| Error::DeserializeResult(error, json.get().chars().take(200).collect()))
+        });
+        result.transpose()
+    }
+
     /// What waits, in the order in which it is due, parked tasks last.
     ///
     /// # Errors
@@ -242,10 +282,12 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         tasks(self.db()).await
     }
 
-    /// Runs the step that is due first. False when none is.
-    async fn run_one(&mut self, id: Option<Uuid>) -> Result<bool> {
+    /// Runs the step that is due first, or parks its task if its deadline has passed.
+    async fn run_one(&mut self, id: Option<Uuid>) -> Result<Ran> {
         let row = sqlx::query(
-            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, options::text
+            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, options::text,
+                 CASE WHEN (options->>'deadline')::timestamptz < now()
+                     THEN format('the task was not begun before its deadline, %s', (options->>'deadline')::timestamptz) END
              FROM pg_task.task WHERE error IS NULL AND wakeup_at <= now() AND ($1 IS NULL OR id = $1)
              ORDER BY priority, wakeup_at, id LIMIT 1",
         )
@@ -253,10 +295,14 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         .fetch_optional(self.db())
         .await
         .map_err(look)?;
-        let Some(row) = row else { return Ok(false) };
+        let Some(row) = row else { return Ok(Ran::Nothing) };
+        let id: Uuid = row.try_get(0).map_err(look)?;
+        if let Some(overdue) = row.try_get::<Option<String>, _>(6).map_err(look)? {
+            self.write(id, Tried::Parked(overdue), false).await?;
+            return Ok(Ran::Overdue);
+        }
         self.token += 1;
         let Json(step): Json<Box<RawValue>> = row.try_get(2).map_err(look)?;
-        let id: Uuid = row.try_get(0).map_err(look)?;
         let trial = Trial {
             id,
             queue: row.try_get(1).map_err(look)?,
@@ -265,9 +311,10 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             tried: row.try_get(3).map_err(look)?,
             due: row.try_get(4).map_err(look)?,
             token: self.token,
+            patience: self.patience,
         };
         self.run("SAVEPOINT pg_task_step").await?;
-        let mut tried = trial.run::<T>(&self.shared).await;
+        let (mut tried, over) = trial.run::<T>(&self.shared).await;
         if matches!(tried, Tried::Instead(_) | Tried::Parked(_) | Tried::Retry(_)) {
             self.run("ROLLBACK TO SAVEPOINT pg_task_step").await?;
         } else if let Err(error) = self.run("RELEASE SAVEPOINT pg_task_step").await {
@@ -275,15 +322,19 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             self.run("ROLLBACK TO SAVEPOINT pg_task_step").await?;
             tried = Tried::Parked(format!("a statement of the step failed, and the step went on: {error}"));
         }
-        self.write(id, tried).await?;
-        Ok(true)
+        if let Some(limit) = over {
+            self.advance(limit).await?;
+        }
+        let counts = !matches!(tried, Tried::Snoozed(_));
+        self.write(id, tried, counts).await?;
+        Ok(Ran::Step)
     }
 
-    /// The transition, as the server writes it.
-    async fn write(&self, id: Uuid, tried: Tried) -> Result<()> {
-        let counts = !matches!(tried, Tried::Snoozed(_));
+    /// The transition, as the server writes it; whether the attempt counts if it is one that failed.
+    async fn write(&mut self, id: Uuid, tried: Tried, counts: bool) -> Result<()> {
         let (step, delay, error) = match tried {
-            Tried::Done => {
+            Tried::Done(result) => {
+                self.results.extend(result.map(|result| (id, result)));
                 let delete = sqlx::query("DELETE FROM pg_task.task WHERE id = $1").bind(id);
                 delete.execute(self.db()).await.map_err(|error| failed(error, "end a task"))?;
                 return Ok(());
@@ -316,6 +367,14 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             .map_err(|error| failed(error, "keep a step apart"))?;
         Ok(())
     }
+}
+
+/// What there was to run.
+enum Ran {
+    Step,
+    /// A task whose deadline had passed.
+    Overdue,
+    Nothing,
 }
 
 impl<T> fmt::Debug for Bench<T> {

@@ -28,7 +28,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 mod account {
     use super::*;
 
-    pg_task::task!(Account { Break, Close, Crash, Export, Warn });
+    pg_task::task!(Account { Add, Break, Close, Crash, Export, Hang, Pay, Warn });
     pg_task::scheduler!(Tasks { Account });
 
     /// Warns the user, and closes the account after a week.
@@ -74,6 +74,67 @@ mod account {
             cx.state::<AtomicU32>().fetch_add(1, Ordering::Relaxed);
             sqlx::query("INSERT INTO log VALUES ('exported')").execute(cx.db()).await?;
             if cx.attempt() < 3 { Err("the disk is full".into()) } else { NextStep::none() }
+        }
+    }
+
+    /// Returns a sum, at its second attempt and second step.
+    #[derive(Debug, Deserialize, Serialize)]
+    pub struct Add {
+        pub numbers: Vec<u32>,
+        pub again: bool,
+    }
+
+    impl Step<Account, Context> for Add {
+        const RETRY_LIMIT: i32 = 1;
+        const RETRY_DELAY: Duration = Duration::from_secs(60);
+
+        async fn step(self, cx: &Context) -> StepResult<Account> {
+            if cx.attempt() == 1 {
+                cx.set_result(&"of an attempt that failed")?;
+                return Err("not yet".into());
+            }
+            cx.set_result(&self.numbers.iter().sum::<u32>())?;
+            match self.again {
+                true => NextStep::now(Add { again: false, ..self }),
+                false => NextStep::none(),
+            }
+        }
+    }
+
+    /// Returns what it is given, in a transaction.
+    #[derive(Debug, Deserialize, Serialize)]
+    pub struct Pay {
+        pub cents: i64,
+    }
+
+    impl Step<Account, Tx> for Pay {
+        async fn step(self, tx: &Tx) -> StepResult<Account> {
+            sqlx::query("INSERT INTO log VALUES ('paid')").execute(tx).await?;
+            tx.context().set_result(&self)?;
+            NextStep::none()
+        }
+    }
+
+    /// Ends when it is asked to: `well`, `fails`; or never.
+    #[derive(Debug, Deserialize, Serialize)]
+    pub struct Hang {
+        pub how: String,
+    }
+
+    impl Step<Account, Context> for Hang {
+        const TIMEOUT: Option<Duration> = Some(Duration::from_secs(3_600));
+
+        async fn step(self, cx: &Context) -> StepResult<Account> {
+            sqlx::query("INSERT INTO log VALUES ('begun')").execute(cx.db()).await?;
+            match self.how.as_str() {
+                "well" => cx.cancelled().await,
+                "fails" => {
+                    cx.cancelled().await;
+                    return Err("it took too long".into());
+                }
+                _ => std::future::pending().await,
+            }
+            NextStep::none()
         }
     }
 
@@ -212,5 +273,152 @@ async fn what_goes_wrong_parks_the_task_with_the_reason() -> Result<()> {
     sqlx::query(r#"SELECT pg_task.enqueue('{"Account": {"Unheard": 1}}')"#).execute(bench.db()).await?;
     assert_eq!(bench.run_due().await?, 1);
     assert!(matches!(bench.tasks().await, Err(pg_task::Error::DeserializeStep(..))));
+    Ok(())
+}
+
+/// Enqueues a task with options in a bench.
+async fn enqueue(bench: &Bench<Tasks>, task: &Tasks, options: &str) -> Result<uuid::Uuid> {
+    let step = serde_json::to_value(task)?;
+    let sql = format!("SELECT pg_task.enqueue($1, options => {options})");
+    Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(step).fetch_one(bench.db()).await?)
+}
+
+#[tokio::test]
+async fn the_options_of_a_task_decide_about_its_retries_in_a_bench_too() -> Result<()> {
+    let db = database().await?;
+    let mut bench = Bench::<Tasks>::begin(&db.pool).await?.with_state(AtomicU32::new(0));
+    let seconds = Duration::from_secs;
+    let export = Tasks::Account(account::Export { user: 1 }.into());
+    let crash = Tasks::Account(account::Crash.into());
+    // The times after its failures, and whether it is done in the end.
+    let cases: [(&Tasks, &str, &[Duration], bool); 7] = [
+        (&export, r#"{"delays": [10, "1 min"]}"#, &[seconds(10), seconds(60)], true),
+        (
+            &export,
+            r#"{"delay": "2 s", "backoff": "exponential", "factor": 5}"#,
+            &[seconds(2), seconds(10)],
+            true,
+        ),
+        (
+            &export,
+            r#"{"delay": 60, "backoff": "exponential", "max_delay": 90}"#,
+            &[seconds(60), seconds(90)],
+            true,
+        ),
+        // Fewer than the step's own, and more than those of one that has none.
+        (&export, r#"{"limit": 1}"#, &[seconds(3_600)], false),
+        (&export, r#"{"limit": 0}"#, &[], false),
+        (&crash, r#"{"limit": 2, "delay": 5}"#, &[seconds(5), seconds(5)], false),
+        (&crash, r#"{"limit": 1}"#, &[seconds(1)], false),
+    ];
+    for (task, policy, delays, done) in cases {
+        let id = enqueue(&bench, task, &format!(r#"'{{"retry": {policy}}}'"#)).await?;
+        for delay in delays {
+            assert_eq!(bench.run_due().await?, 1, "{policy}");
+            let waiting = bench.tasks().await?;
+            let task = waiting.iter().find(|task| task.id == id).expect("it waits");
+            assert_eq!((task.due_in, &task.error), (*delay, &None), "{policy}");
+            bench.advance(*delay).await?;
+        }
+        assert_eq!(bench.run_due().await?, 1, "{policy}");
+        let waiting = bench.tasks().await?;
+        let parked = waiting.iter().find(|task| task.id == id);
+        assert_eq!(parked.is_none(), done, "{policy}: {parked:?}");
+        assert!(parked.is_none_or(|task| task.error.is_some()), "{policy}: {parked:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_task_whose_deadline_has_passed_by_the_bench_s_clock_is_not_begun() -> Result<()> {
+    let db = database().await?;
+    let mut bench = Bench::<Tasks>::begin(&db.pool).await?.with_state(AtomicU32::new(0));
+    let warn = Tasks::Account(account::Warn { user: 7 }.into());
+    let in_an_hour = "jsonb_build_object('deadline', now() + interval '1 hour')";
+    let (late, minute) = (enqueue(&bench, &warn, in_an_hour).await?, Duration::from_secs(60));
+    bench.advance(61 * minute).await?;
+    assert_eq!(bench.run_due().await?, 0);
+    let waiting = bench.tasks().await?;
+    let error = waiting[0].error.clone().unwrap_or_default();
+    assert!(error.starts_with("the task was not begun before its deadline, "), "{error}");
+    assert_eq!((waiting[0].tried, bench.run_to_end(late).await?), (0, End::Parked(error)));
+    assert_eq!(log(&bench).await?, Vec::<String>::new());
+    // One that is enqueued now has an hour from now. Its second step is a week too late.
+    let id = enqueue(&bench, &warn, in_an_hour).await?;
+    bench.advance(59 * minute).await?;
+    assert_eq!(bench.run_due().await?, 1);
+    assert!(matches!(bench.run_to_end(id).await?, End::Parked(error) if error.contains("deadline")));
+    assert_eq!(log(&bench).await?, ["warned"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_that_hangs_in_a_bench_is_asked_to_end_and_then_dropped_and_the_clock_has_moved() -> Result<()>
+{
+    let db = database().await?;
+    let patience = Duration::from_millis(500);
+    let mut bench = Bench::<Tasks>::begin(&db.pool).await?.with_patience(patience);
+    let hour = Duration::from_secs(3_600);
+    let later = Tasks::Account(account::Warn { user: 7 }.into());
+    pg_task::delay(bench.db(), &later, 48 * hour).await?;
+    let mut ends = Vec::new();
+    for (how, options) in [
+        ("well", "NULL"),
+        ("fails", "NULL"),
+        ("never", "NULL"),
+        ("never", r#"'{"timeout": "2 h"}'"#),
+        ("never", r#"'{"timeout": 0.01}'"#),
+        ("fails", r#"'{"retry": {"limit": 1, "delay": "3 h"}}'"#),
+    ] {
+        let id =
+            enqueue(&bench, &Tasks::Account(account::Hang { how: how.to_owned() }.into()), options).await?;
+        ends.push(match bench.run_to_end(id).await? {
+            End::Done => "done".to_owned(),
+            End::Parked(error) => error,
+        });
+    }
+    let dropped = |limit: &str| format!("the step did not end within {limit}, nor when it was asked to");
+    assert_eq!(
+        ends,
+        [
+            "done",
+            "it took too long",
+            &dropped("3600s"),
+            &dropped("7200s"),
+            &dropped("10ms"),
+            "it took too long"
+        ]
+    );
+    // What failed attempts wrote is not there, and the connection is as good as before.
+    assert_eq!(log(&bench).await?, ["begun"]);
+    // 1 + 1 + 1 + 2 + 0 + (1 + 3 + 1) hours of 48 have passed, and 10 milliseconds.
+    let waiting = bench.tasks().await?;
+    assert_eq!(waiting[0].due_in, 38 * hour - Duration::from_millis(10));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bench_keeps_what_its_tasks_return() -> Result<()> {
+    let db = database().await?;
+    let mut bench = Bench::<Tasks>::begin(&db.pool).await?;
+    let add = Tasks::Account(account::Add { numbers: vec![2, 3], again: true }.into());
+    let id = pg_task::enqueue(bench.db(), &add).await?;
+    assert_eq!(bench.result::<u32>(id)?, None);
+    // An attempt that failed; then one that went on, and one of the next step that failed.
+    for ran in [1, 2] {
+        assert_eq!(bench.run_due().await?, ran);
+        assert_eq!(bench.result::<u32>(id)?, None);
+        bench.advance(Duration::from_secs(60)).await?;
+    }
+    assert_eq!(bench.run_to_end(id).await?, End::Done);
+    assert_eq!(bench.result::<u32>(id)?, Some(5));
+    assert!(matches!(bench.result::<String>(id), Err(pg_task::Error::DeserializeResult(..))));
+    let id = pg_task::enqueue(bench.db(), &Tasks::Account(account::Pay { cents: 7 }.into())).await?;
+    assert_eq!(bench.run_to_end(id).await?, End::Done);
+    assert_eq!(bench.result::<account::Pay>(id)?.map(|pay| pay.cents), Some(7));
+    // One that returns nothing.
+    let id = pg_task::enqueue(bench.db(), &Tasks::Account(account::Warn { user: 7 }.into())).await?;
+    bench.run_to_end(id).await?;
+    assert_eq!(bench.result::<serde_json::Value>(id)?, None);
     Ok(())
 }

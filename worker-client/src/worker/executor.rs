@@ -49,12 +49,13 @@ use crate::error;
 use crate::error::BeginError;
 use crate::error::CommitError;
 use crate::progress::Said;
+use crate::retry;
 use crate::retry::Directed;
 use crate::retry::Snoozed;
 use crate::source_chain;
 use crate::step::RetryRule;
 use crate::transaction::Finish;
-use pg_task_rules::retry;
+use pg_task_rules::retry::Policy;
 
 /// How long a runner may go on before it lets others of its thread have a turn.
 const TURN: Duration = Duration::from_micros(200);
@@ -65,6 +66,9 @@ pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// Retries of a transaction that failed for its surroundings, if the step has fewer: as many as the server allows for lost workers by
 /// default (`pg_task.lost_limit`). Nothing that the step did is left then.
 const LOST_LIMIT: i32 = 3;
+
+/// After which time the server retries a step of which neither its code nor its task says it, in microseconds.
+const SERVER_DELAY: i64 = 1_000_000;
 
 /// A step to run.
 pub(super) struct Start<T> {
@@ -428,12 +432,7 @@ fn time_limit<T: Step<T, Context>>(context: &Context, step: &T) -> Option<Durati
     }
     let own = || {
         let options: Options = serde_json::from_slice(context.options.as_deref()?).ok()?;
-        let micros = match options.timeout? {
-            serde_json::Value::Number(seconds) => retry::from_seconds(seconds.as_f64()?)?,
-            serde_json::Value::String(text) => retry::duration(&text)?,
-            _ => return None,
-        };
-        Some(Duration::from_micros(u64::try_from(micros).ok()?))
+        Some(Duration::from_micros(u64::try_from(retry::duration(&options.timeout?)?).ok()?))
     };
     own().or_else(|| step.timeout())
 }
@@ -702,11 +701,14 @@ pub(crate) struct Trial {
     /// Microseconds since 2000-01-01 00:00 UTC.
     pub(crate) due: i64,
     pub(crate) token: i64,
+    /// How long a step that has a time limit is waited for at most, until its time is up and again after that.
+    pub(crate) patience: Duration,
 }
 
 /// What came of it; delays in microseconds.
 pub(crate) enum Tried {
-    Done,
+    /// With what the task returns.
+    Done(Option<Json<Box<RawValue>>>),
     Next(Json<Box<RawValue>>, i64),
     /// It failed for the last time, and this step is what is done about it.
     Instead(Json<Box<RawValue>>),
@@ -716,29 +718,68 @@ pub(crate) enum Tried {
 }
 
 impl Trial {
-    /// Runs the step as a worker would.
-    pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> Tried {
-        let Self { id, queue, step, options, tried, due, token } = self;
+    /// Runs the step as a worker would, and decides what becomes of it as the server does. Also the time that was up, if the step did not end in it.
+    pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> (Tried, Option<Duration>) {
+        let Self { id, queue, step, options, tried, due, token, patience } = self;
         let (step, json) = match decode::<T>(Source::Json(step.into())) {
             Ok(decoded) => decoded,
-            Err(Outcome::Broken(error)) => return Tried::Parked(error),
-            Err(_) => return Tried::Parked("the program does not know the step".to_owned()),
+            Err(Outcome::Broken(error)) => return (Tried::Parked(error), None),
+            Err(_) => return (Tried::Parked("the program does not know the step".to_owned()), None),
         };
         let attempt = Attempt::new(id, 0, tried, &step, json);
-        let named = (queue.into(), options.map(Bytes::from));
-        let context = attempt.clone().context(shared.clone(), token, due, named, Arc::default(), &step);
-        match layered::run(step, context).await {
-            Outcome::Next(step, _) => Tried::Next(step, 0),
-            Outcome::NextAfter(step, delay) => Tried::Next(step, delay),
-            Outcome::GiveUp { instead: Some(step), .. } | Outcome::Park { instead: Some(step), .. } => {
-                Tried::Instead(step)
-            }
-            Outcome::GiveUp { error, .. } | Outcome::Park { error, .. } | Outcome::Broken(error) => {
-                Tried::Parked(error)
-            }
-            Outcome::Retry { delay, .. } => Tried::Retry(delay),
-            Outcome::Snooze(delay) => Tried::Snoozed(delay),
-            _ => Tried::Done,
+        let options = options.map(Bytes::from);
+        let own = options.as_deref().and_then(|options| serde_json::from_slice(options).ok());
+        let control: Arc<Control> = Arc::default();
+        let context = attempt.clone().context(
+            shared.clone(),
+            token,
+            due,
+            (queue.into(), options),
+            control.clone(),
+            &step,
+        );
+        let limit = time_limit(&context, &step);
+        let mut future = Box::pin(layered::run(step, context));
+        let (outcome, over) = match limit {
+            None => (future.await, None),
+            Some(limit) => match tokio::time::timeout(limit.min(patience), &mut future).await {
+                Ok(outcome) => (outcome, None),
+                Err(_) => {
+                    control.cancel();
+                    let ended = tokio::time::timeout(CANCEL_GRACE.min(patience), future).await;
+                    (ended.unwrap_or_else(|_| attempt.timed_out(Some(limit))), Some(limit))
+                }
+            },
+        };
+        let policy = retry::own_policy(&own.unwrap_or_default());
+        (tried_under(&policy, tried.saturating_add(1), outcome.with_result_of(&control)), over)
+    }
+}
+
+/// What the server makes of an outcome under the task's own policy.
+fn tried_under<T>(policy: &Policy, attempt: i32, outcome: Outcome<T>) -> Tried {
+    let parked = |error: String, instead: Option<Json<Box<RawValue>>>| match instead {
+        Some(step) => Tried::Instead(step),
+        None => Tried::Parked(error),
+    };
+    let limit = policy.limit();
+    let own = || policy.delay(attempt, retry::random());
+    match outcome {
+        Outcome::Next(step, _) => Tried::Next(step, 0),
+        Outcome::NextAfter(step, delay) => Tried::Next(step, delay),
+        Outcome::Retry { error, instead, .. } if limit.is_some_and(|limit| attempt > limit) => {
+            parked(error, instead)
         }
+        Outcome::Retry { delay, exact, .. } => {
+            Tried::Retry(if exact { delay } else { own().unwrap_or(delay) })
+        }
+        Outcome::GiveUp { .. } if limit.is_some_and(|limit| attempt <= limit) => {
+            Tried::Retry(own().unwrap_or(SERVER_DELAY))
+        }
+        Outcome::GiveUp { error, instead } | Outcome::Park { error, instead } => parked(error, instead),
+        Outcome::Broken(error) => Tried::Parked(error),
+        Outcome::Snooze(delay) => Tried::Snoozed(delay),
+        Outcome::Done(result) => Tried::Done(result),
+        _ => Tried::Done(None),
     }
 }

@@ -187,10 +187,18 @@ mod tests {
         let bell = Arc::default();
         let shared = Arc::new(Shared { db, worker: Uuid::nil(), pooled: false, state: None, layers, bell });
         let step = format!(r#"{{"Test":{{"Say":{{"how":"{how}"}}}}}}"#);
-        let trial =
-            Trial { id: Uuid::nil(), queue: String::new(), step, options: None, tried, due: 0, token: 1 };
-        match trial.run::<Tasks>(&shared).await {
-            Tried::Done => "done".to_owned(),
+        let trial = Trial {
+            id: Uuid::nil(),
+            queue: String::new(),
+            step,
+            options: None,
+            tried,
+            due: 0,
+            token: 1,
+            patience: Duration::MAX,
+        };
+        match trial.run::<Tasks>(&shared).await.0 {
+            Tried::Done(_) => "done".to_owned(),
             Tried::Next(_, delay) => format!("next {delay}"),
             Tried::Instead(step) => format!("instead {}", step.get()),
             Tried::Parked(error) => format!("parked: {error}"),
