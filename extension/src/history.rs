@@ -216,7 +216,7 @@ impl History {
             });
             if self.indexes.is_none() {
                 self.has_bounds_only = has_bounds_only(relation);
-                self.indexes = Some(Indexes::open(relation));
+                self.indexes = Some(Indexes::open(relation, &[]));
             }
         }
         let mut start = 0;

@@ -65,6 +65,8 @@ pub struct TaskTable {
     next: Option<*mut pg_sys::TupleTableSlot>,
     /// For the entries of new rows, once there was one.
     indexes: Option<Indexes>,
+    /// They are those for rows without error and options.
+    indexes_are_some: bool,
     /// Its blocks when it was opened. While it is open its lock keeps it from being truncated.
     blocks: u32,
     /// The primary key and a scan of it, once one was needed.
@@ -107,6 +109,7 @@ impl TaskTable {
                 blocks: pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM),
                 next: None,
                 indexes: None,
+                indexes_are_some: false,
                 by_id: None,
                 by_group: None,
                 by_key: None,

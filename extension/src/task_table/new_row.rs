@@ -27,6 +27,10 @@ const OWN_CHECKS: [&CStr; 8] = [
 /// Triggers of `sql/20_task.sql` for INSERT: what the first does is done by whoever inserts; the second is for rows with an error.
 const OWN_TRIGGERS: [&CStr; 2] = [c"task_insert", c"task_error_insert"];
 
+/// Indexes of `sql/20_task.sql` in which a row without error and options has no entry: their predicates say so. Not to open them is a good part of what
+/// it costs to enqueue a task.
+const INDEXES_OF_OTHERS: [&CStr; 3] = [c"task_failed", c"task_group", c"task_key"];
+
 /// A task to be inserted: checked.
 pub struct NewTask {
     /// Its id.
@@ -50,19 +54,53 @@ pub struct Indexes {
 }
 
 impl Indexes {
-    /// Opens the indexes of a table.
+    /// Opens the indexes of a table, but for those with these names.
     ///
     /// # Safety
     /// The relation is open and stays so until `close`.
-    pub unsafe fn open(relation: pg_sys::Relation) -> Self {
+    pub unsafe fn open(relation: pg_sys::Relation, but: &[&CStr]) -> Self {
         // SAFETY: the result relation is zeroed memory that its own function fills.
         unsafe {
             let state = pg_sys::CreateExecutorState();
             let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast::<pg_sys::ResultRelInfo>();
             (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
             pg_sys::InitResultRelInfo(target, relation, 0, std::ptr::null_mut(), 0);
-            pg_sys::ExecOpenIndices(target, false);
+            if but.is_empty() {
+                pg_sys::ExecOpenIndices(target, false);
+            } else {
+                Self::open_some(target, but);
+            }
             Self { state, target }
+        }
+    }
+
+    /// What `ExecOpenIndices` does; the places of those that are left out stay empty, as the server's functions allow.
+    ///
+    /// # Safety
+    /// As `open`.
+    unsafe fn open_some(target: *mut pg_sys::ResultRelInfo, but: &[&CStr]) {
+        // SAFETY: the list holds as many object ids as it says, and the arrays as many places; a name is a C string, or null when the index
+        // is gone.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList((*target).ri_RelationDesc);
+            let count = if list.is_null() { 0 } else { (*list).length.max(0) as usize };
+            let room = count.max(1) * size_of::<*mut u8>();
+            let descriptions = pg_sys::palloc0(room).cast::<pg_sys::Relation>();
+            let infos = pg_sys::palloc0(room).cast::<*mut pg_sys::IndexInfo>();
+            for at in 0..count {
+                let index = (*(*list).elements.add(at)).oid_value;
+                let name = pg_sys::get_rel_name(index);
+                if !name.is_null() && but.contains(&CStr::from_ptr(name)) {
+                    continue;
+                }
+                let description = pg_sys::index_open(index, pg_sys::RowExclusiveLock as i32);
+                *descriptions.add(at) = description;
+                *infos.add(at) = pg_sys::BuildIndexInfo(description);
+            }
+            pg_sys::list_free(list);
+            (*target).ri_NumIndices = count as i32;
+            (*target).ri_IndexRelationDescs = descriptions;
+            (*target).ri_IndexRelationInfo = infos;
         }
     }
 
@@ -167,7 +205,7 @@ impl TaskTable {
                 (*(*self.relation).rd_tableam).tuple_insert.expect("every table access method can insert");
             let (relation, command) = (self.relation, pg_sys::GetCurrentCommandId(true));
             pg_sys::ffi::pg_guard_ffi_boundary(|| insert(relation, row, command, 0, std::ptr::null_mut()));
-            self.indexes().add(row, false);
+            self.indexes(task.options.is_none()).add(row, false);
         }
     }
 
@@ -212,10 +250,20 @@ impl TaskTable {
         })
     }
 
-    /// The indexes, opened when they are first needed.
-    pub(super) fn indexes(&mut self) -> &Indexes {
+    /// The indexes, opened when they are first needed: all of them, or at least those for a row without error and options.
+    pub(super) fn indexes(&mut self, is_plain: bool) -> &Indexes {
+        if !is_plain && self.indexes_are_some {
+            self.indexes_are_some = false;
+            if let Some(some) = self.indexes.take() {
+                some.close();
+            }
+        }
         let relation = self.relation;
+        if self.indexes.is_none() {
+            self.indexes_are_some = is_plain;
+        }
+        let but: &[&CStr] = if is_plain { &INDEXES_OF_OTHERS } else { &[] };
         // SAFETY: the relation is open until `close`, which closes these first.
-        self.indexes.get_or_insert_with(|| unsafe { Indexes::open(relation) })
+        self.indexes.get_or_insert_with(|| unsafe { Indexes::open(relation, but) })
     }
 }

@@ -73,7 +73,7 @@ impl TaskTable {
                 return None;
             }
             if in_indexes {
-                self.indexes().add(next, true);
+                self.indexes(false).add(next, true);
             }
             Some(place_of(&(*next).tts_tid))
         }

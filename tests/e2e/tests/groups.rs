@@ -14,6 +14,7 @@ use pg_task_e2e::Session;
 use pg_task_e2e::WorkerOptions;
 use pg_task_e2e::own_server;
 use pg_task_e2e::shared_server;
+use sqlx::AssertSqlSafe;
 
 const WORKER: &str = "'00000000-0000-0000-0000-0000000000aa'";
 
@@ -241,9 +242,15 @@ async fn a_delete_that_is_rolled_back_leaves_the_order_and_one_that_commits_late
 async fn the_order_outlives_workers_that_are_killed() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("groups-killed")?);
     enqueue_turns(&db, 8, 12, 20).await?;
+    db.run("SELECT pg_task.pause_queue(queue) FROM (VALUES ('q0'), ('q1')) AS q (queue)").await?;
     let _stays = db.known_worker(options(&ledger)).await?;
+    let mut die = Vec::new();
     for _ in 0..3 {
-        let dies = db.known_worker(options(&ledger)).await?;
+        die.push(db.known_worker(options(&ledger)).await?);
+    }
+    // All are there before anything runs, however long a process takes to start.
+    db.run("SELECT pg_task.resume_queue(queue) FROM (VALUES ('q0'), ('q1')) AS q (queue)").await?;
+    for dies in die {
         let before = ledger.lines().len();
         let more = async {
             while ledger.lines().len() < before + 40 {
@@ -303,5 +310,27 @@ async fn a_group_is_a_name_and_tasks_without_one_have_no_entry_in_its_index() ->
     let group = "é".repeat(100);
     pg_task::Enqueue::new().group(&group).enqueue(&db.pool, &tree).await?;
     assert_eq!(db.ask(&format!("SELECT group_key = '{group}' FROM pg_task.groups")).await?, "t");
+    // Rows of every kind in turns: each index has those that it is for.
+    session
+        .run(
+            r#"SELECT pg_task.enqueue('{"Test":{"Note":{"key":"a"}}}', options => (ARRAY[NULL, '{"group":"g"}', '{"key":"k"}']::jsonb[])[1 + n % 3]) FROM generate_series(1, 300) AS n"#,
+        )
+        .await?;
+    let mut connection = db.pool.acquire().await?;
+    sqlx::raw_sql("SET enable_seqscan = off; SET enable_sort = off").execute(&mut *connection).await?;
+    for (option, index, seed) in
+        [("group", "task_group", "0"), ("key", "task_key", "hashtextextended(queue, 0)")]
+    {
+        // In the order of the index: no other serves.
+        let query = format!(
+            "SELECT count(*) FROM (SELECT FROM pg_task.task WHERE options ? '{option}' AND error IS NULL AND options ->> '{option}' IN ('g', 'k')
+             ORDER BY hashtextextended((options ->> '{option}') COLLATE \"C\", {seed}) LIMIT 1000) AS t"
+        );
+        let explain = AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) {query}"));
+        let plan: serde_json::Value = sqlx::query_scalar(explain).fetch_one(&mut *connection).await?;
+        ensure!(plan.to_string().contains(index), "{plan}");
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *connection).await?;
+        assert_eq!(count, 100, "{index}");
+    }
     Ok(())
 }
