@@ -1,6 +1,8 @@
 //! Rows that a user keeps locked: nobody waits for them but the one whose result it is, and that one not for long.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test")]
 
+use std::time::Duration;
+
 use anyhow::Context;
 use anyhow::Result;
 use pg_task_cluster::Stop;
@@ -126,7 +128,7 @@ async fn a_result_whose_row_is_locked_fails_its_call_soon_and_with_it_nothing_is
     };
     let mut user = lock_first(&db).await?;
     let both = finish("true");
-    let call = tokio::time::timeout(std::time::Duration::from_secs(60), worker.refusal(&both));
+    let call = tokio::time::timeout(Duration::from_secs(60), worker.refusal(&both));
     let refusal = call.await.context("the call waits for ever")??;
     assert_eq!(refusal.code, "55P03", "{refusal:?}");
     assert_eq!(worker.ask("SELECT count(*) FROM pg_task.task").await?, "2");
@@ -142,10 +144,19 @@ async fn a_result_whose_row_is_locked_fails_its_call_soon_and_with_it_nothing_is
 
 #[tokio::test]
 async fn a_worker_brings_its_other_results_while_the_row_of_one_is_locked() -> Result<()> {
-    let server = own_server("e2e-locks-client", &[])?;
-    let (db, ledger) = (Database::create(&server).await?, Ledger::new("locks")?);
-    let options =
-        WorkerOptions { ledger: Some(ledger.path()), ..WorkerOptions::new(env!("CARGO_BIN_EXE_e2e_worker")) };
+    other_results_get_through("e2e-locks-client", Duration::from_secs(60)).await
+}
+
+#[tokio::test]
+async fn a_worker_with_a_short_lease_waits_long_enough_to_hear_that_a_row_is_locked() -> Result<()> {
+    other_results_get_through("e2e-locks-lease", Duration::from_secs(2)).await
+}
+
+async fn other_results_get_through(name: &str, lease: Duration) -> Result<()> {
+    let server = own_server(name, &[])?;
+    let (db, ledger) = (Database::create(&server).await?, Ledger::new(name)?);
+    let program = env!("CARGO_BIN_EXE_e2e_worker");
+    let options = WorkerOptions { ledger: Some(ledger.path()), lease, ..WorkerOptions::new(program) };
     let _worker = db.known_worker(options).await?;
     // All of them run and end together, so that their results would be brought by one call.
     db.run(

@@ -46,6 +46,9 @@ use crate::error;
 use crate::progress::Bell;
 use crate::source_chain;
 
+/// How long the server waits for a locked row before it refuses the results of a call (`lock_timeout` of its functions).
+const LOCK_TIME: Duration = Duration::from_secs(2);
+
 /// Calls that can be under way at a time: the results of one are worked on while the next is on its way.
 const LANES: usize = 2;
 
@@ -164,8 +167,9 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         };
         tokio::spawn(session_part.serve());
         let (cut, cut_lanes) = watch::channel(0);
-        // A call waits for nothing that takes long; the lease ends what a broken connection holds up.
-        let patience = settings.lease / 2;
+        // A call waits for nothing that takes long; the lease ends what a broken connection holds up. However short that is, the server must
+        // have the time to say that the row of a result is locked: a call that is given up before is made again as it was.
+        let patience = (settings.lease / 2).max(LOCK_TIME * 2);
         let lanes = (0..LANES)
             .map(|number| {
                 let (calls, receiver) = mpsc::channel(1);
