@@ -9,6 +9,9 @@ CREATE TABLE pg_task.queue (
     burst         integer,
     updated_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
     key_concurrency integer,
+    retry         jsonb,
+    timeout       interval,
+    retention     interval,
     CONSTRAINT queue_pkey PRIMARY KEY (name),
     CONSTRAINT queue_name_is_a_name CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 63),
     CONSTRAINT queue_concurrency_is_positive CHECK (concurrency OPERATOR(pg_catalog.>=) 1),
@@ -21,7 +24,11 @@ CREATE TABLE pg_task.queue (
     CONSTRAINT queue_burst_is_in_range CHECK (burst OPERATOR(pg_catalog.>=) 1 AND burst OPERATOR(pg_catalog.<=) 1000000),
     CONSTRAINT queue_rate_is_whole CHECK (
         (rate IS NULL) OPERATOR(pg_catalog.=) (rate_interval IS NULL) AND (burst IS NULL OR rate IS NOT NULL)
-    )
+    ),
+    CONSTRAINT queue_timeout_is_in_range CHECK (
+        timeout OPERATOR(pg_catalog.>=) '1 ms'::interval AND timeout OPERATOR(pg_catalog.<=) '3650 days'::interval
+    ),
+    CONSTRAINT queue_retention_is_not_negative CHECK (retention OPERATOR(pg_catalog.>=) '0'::interval)
 );
 COMMENT ON TABLE pg_task.queue IS
     'Settings of queues, one row for each that has some; the name * stands for all queues together. pg_task.set_queue, pause_queue, resume_queue and drop_queue change it';
@@ -33,6 +40,11 @@ COMMENT ON COLUMN pg_task.queue.rate_interval IS 'The time that the rate is mean
 COMMENT ON COLUMN pg_task.queue.burst IS 'So many hand-outs of the rate gather while there is nothing to do; by default as many as the rate';
 COMMENT ON COLUMN pg_task.queue.updated_at IS 'Start of the transaction that last changed the settings';
 COMMENT ON COLUMN pg_task.queue.key_concurrency IS 'So many tasks of each key (the option "key") run at once, at most';
+COMMENT ON COLUMN pg_task.queue.retry IS 'The policy of retries of its tasks that have none of their own: as their option "retry"';
+COMMENT ON COLUMN pg_task.queue.timeout IS 'How long an attempt of its tasks may take, unless they say so themselves; a month has 30 days';
+COMMENT ON COLUMN pg_task.queue.retention IS 'How long the history keeps what became of its tasks; 0: none of it; NULL: as pg_task.history_retention says';
+COMMENT ON CONSTRAINT queue_timeout_is_in_range ON pg_task.queue IS '1 millisecond to 10 years';
+COMMENT ON CONSTRAINT queue_retention_is_not_negative ON pg_task.queue IS '0 for a queue whose tasks leave no history';
 COMMENT ON CONSTRAINT queue_key_concurrency_is_positive ON pg_task.queue IS 'To hand out nothing, pause the queue';
 COMMENT ON CONSTRAINT queue_keys_are_of_one_queue ON pg_task.queue IS 'A key belongs to its queue';
 COMMENT ON CONSTRAINT queue_pkey ON pg_task.queue IS 'A queue has its settings once';
@@ -62,11 +74,11 @@ COMMENT ON CONSTRAINT queue_changed ON pg_task.queue IS 'At commit the settings 
 
 CREATE FUNCTION pg_task.set_queue(
     name text, concurrency integer DEFAULT NULL, rate integer DEFAULT NULL, per interval DEFAULT '1 s', burst integer DEFAULT NULL,
-    key_concurrency integer DEFAULT NULL
+    key_concurrency integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout interval DEFAULT NULL, retention interval DEFAULT NULL
 ) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_queue_wrapper';
-COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer) IS
-    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, how many are handed out in a time, and how many of each key run at once. What is not named has no limit. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'')';
+COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer, jsonb, interval, interval) IS
+    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, how many are handed out in a time, and how many of each key run at once; and what holds for tasks that do not say it themselves: the policy of retries, the time limit of an attempt, how long the history keeps them. What is not named is not set. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'', timeout => ''30 s'')';
 
 CREATE FUNCTION pg_task.pause_queue(name text) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_queue_wrapper';

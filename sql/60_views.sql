@@ -219,7 +219,10 @@ CREATE VIEW pg_task.queues AS
            s.burst,
            s.paused_at,
            m.opens_at,
-           s.key_concurrency
+           s.key_concurrency,
+           s.retry,
+           s.timeout,
+           s.retention
     FROM names AS n
     LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue
     LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) n.queue
@@ -238,6 +241,9 @@ COMMENT ON COLUMN pg_task.queues.rate_interval IS 'The time that the rate is mea
 COMMENT ON COLUMN pg_task.queues.burst IS 'The most hand-outs of the rate that gather; NULL for as many as the rate';
 COMMENT ON COLUMN pg_task.queues.paused_at IS 'Since when the queue is paused; NULL when it is not';
 COMMENT ON COLUMN pg_task.queues.key_concurrency IS 'The most of each key that run at once; NULL for any number';
+COMMENT ON COLUMN pg_task.queues.retry IS 'The policy of retries of its tasks that have none of their own';
+COMMENT ON COLUMN pg_task.queues.timeout IS 'How long an attempt of its tasks may take, unless they say so themselves';
+COMMENT ON COLUMN pg_task.queues.retention IS 'How long the history keeps what became of its tasks; 0: none of it; NULL: as pg_task.history_retention says';
 COMMENT ON COLUMN pg_task.queues.opens_at IS 'When its rate, or the time after a start, lets the next due task go; NULL when neither holds it back';
 
 -- A loose index scan finds the groups: one index descent each. What waits is counted up to 10,000.

@@ -89,7 +89,7 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.wait(uuid, interval) TO %s', role);
     EXECUTE pg_catalog.format('GRANT INSERT, DELETE, UPDATE ON pg_task.queue, pg_task.step_limit TO %s', role);
     EXECUTE pg_catalog.format('GRANT DELETE ON pg_task.unique_key TO %s', role);
-    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer),
+    EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer, jsonb, interval, interval),
         pg_task.pause_queue(text), pg_task.resume_queue(text), pg_task.drop_queue(text), pg_task.queue_states(),
         pg_task.limit_step(text, integer), pg_task.step_running(text) TO %s', role);
 END $$;

@@ -51,6 +51,10 @@ struct Pending {
     /// Limits of steps, likewise.
     step_limits: Vec<(Kind, Option<u32>)>,
     rules_stale: bool,
+    /// Statements of this transaction have changed settings of queues, or may have.
+    queues_touched: bool,
+    /// What queues say for their tasks has changed.
+    defaults_changed: bool,
     schedules_stale: bool,
     recheck: bool,
     start: bool,
@@ -70,6 +74,8 @@ impl Pending {
         rules: Vec::new(),
         step_limits: Vec::new(),
         rules_stale: false,
+        queues_touched: false,
+        defaults_changed: false,
         schedules_stale: false,
         recheck: false,
         start: false,
@@ -89,6 +95,8 @@ impl Pending {
         self.rules.clear();
         self.step_limits.clear();
         self.rules_stale = false;
+        self.queues_touched = false;
+        self.defaults_changed = false;
         self.schedules_stale = false;
         self.recheck = false;
         self.start = false;
@@ -158,6 +166,21 @@ pub fn note_rescan() {
 /// Tasks were taken off the board because this transaction has locked and changed their rows. If that is taken back, the table is read again.
 pub fn note_withheld() {
     note(|pending| pending.withheld = true);
+}
+
+/// A statement of this transaction is about to change settings of queues.
+pub fn note_queues_touched() {
+    note(|pending| pending.queues_touched = true);
+}
+
+/// Whether this transaction has changed settings of queues, or tried to.
+pub fn has_touched_queues() -> bool {
+    PENDING.with_borrow(|pending| pending.queues_touched)
+}
+
+/// What a queue says for its tasks has changed, if this transaction commits.
+pub fn note_defaults_changed() {
+    note(|pending| pending.defaults_changed = true);
 }
 
 /// This holds for a queue, if this transaction commits.
@@ -330,7 +353,10 @@ fn tell(pending: &Pending) {
                     board.set_kind_limit(*kind, *limit);
                 }
                 slot.control().limits_steps.store(board.limited_kinds().next().is_some(), SeqCst);
-                slot.control().rules_version.fetch_add(1, SeqCst);
+                let version = slot.control().rules_version.fetch_add(1, SeqCst) + 1;
+                if pending.defaults_changed {
+                    slot.control().defaults_version.store(version, SeqCst);
+                }
             });
         }
         slot.control().rules_stale.store(true, SeqCst);

@@ -176,6 +176,19 @@ pub enum Error {
     /// A period that ends when it begins, or before.
     #[error("a period must be longer than zero")]
     PeriodNotPositive,
+    /// A negative time in the history.
+    #[error("\"retention\" must not be negative")]
+    RetentionNegative,
+    /// A queue whose history would be kept longer than the partitions.
+    #[error(
+        "\"retention\" must not be longer than pg_task.history_retention, {longest} seconds, but is {got} seconds"
+    )]
+    RetentionTooLong {
+        /// What was asked for, in seconds.
+        got: i64,
+        /// The setting, in seconds.
+        longest: i32,
+    },
     /// A transaction that was given tasks cannot be prepared.
     #[error("cannot PREPARE a transaction that called pg_task.exchange or pg_task.finish")]
     Prepare,
@@ -340,6 +353,8 @@ impl Error {
             | Self::PeriodNotPositive
             | Self::Progress { .. }
             | Self::QueueName { .. }
+            | Self::RetentionNegative
+            | Self::RetentionTooLong { .. }
             | Self::State { .. }
             | Self::ScheduleName { .. }
             | Self::TickField
@@ -411,6 +426,8 @@ impl Error {
             Self::PeriodMissing => "Without one there is nothing that ends it. The call had no effect.".into(),
             Self::PeriodNotPositive => "The key would be free before it was taken. The call had no effect.".into(),
             Self::Progress { .. } => "It is the part that is done: 0.4 for 40 per cent. The call had no effect.".into(),
+            Self::RetentionNegative => "It says how long the history keeps what became of the queue's tasks. The call had no effect.".into(),
+            Self::RetentionTooLong { .. } => "The history is emptied partition by partition, all queues at once. The call had no effect.".into(),
             Self::Prepare => "Whoever commits it later could not settle its claims in shared memory.".into(),
             Self::Protocol { .. } => "This server speaks version 1.".into(),
             Self::QueueName { .. } => "The length is counted in bytes, not in characters.".into(),
@@ -485,6 +502,10 @@ impl Error {
             Self::PeriodMissing => "Pass a period too, for example scope => 'period', period => '1 hour'.".into(),
             Self::PeriodNotPositive => "Leave it out to hold the key as long as the scope says.".into(),
             Self::Progress { .. } => "Leave it NULL when it is not known how much there is to do.".into(),
+            Self::RetentionNegative => "Pass '0' for a queue whose tasks are to leave nothing in the history.".into(),
+            Self::RetentionTooLong { .. } => {
+                "Pass a shorter time, or let pg_task.history_retention be longer, and give the other queues a retention of their own.".into()
+            }
             Self::Prepare => "End the transaction by COMMIT; call exchange outside a transaction block.".into(),
             Self::Protocol { .. } => "This server speaks protocol 1: update the extension or the worker.".into(),
             Self::QueueName { .. } => "Use a short name, or leave the argument out for the queue \"default\".".into(),

@@ -12,6 +12,7 @@ use pgrx::pg_sys::Datum;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::defaults::Defaults;
 use crate::guc;
 use crate::jsonb;
 use crate::options;
@@ -25,7 +26,7 @@ const ERROR_CHARS: usize = 1_000;
 
 /// A row as it was before the failure.
 pub struct Failing {
-    /// The task's own policy.
+    /// The task's own policy, or its queue's.
     pub policy: Policy,
     /// Attempts that were counted before.
     pub tried: i32,
@@ -40,23 +41,30 @@ pub struct Failing {
 
 impl Failing {
     /// Reads the row, if it is still the one that was handed out.
-    pub fn read(table: &mut TaskTable, id: &TaskId, place: Place, fence: i64) -> Option<Self> {
+    pub fn read(
+        table: &mut TaskTable,
+        id: &TaskId,
+        place: Place,
+        fence: i64,
+        defaults: Option<&Defaults>,
+    ) -> Option<Self> {
         let keeps_errors = table.has_all_columns();
         let row = table.row(id, place)?;
         if row.int8(Column::Fence) != Some(fence) {
             return None;
         }
+        let of_queue = || defaults?.policy(row.datum(Column::Queue)?).cloned();
         // SAFETY: the columns are a jsonb each; what is read of them is copied.
-        let (step, errors, policy) = unsafe {
+        let (step, errors, own) = unsafe {
             let name = row.datum(Column::Step).and_then(|step| jsonb::step_name(step));
             (
                 name.map(|name| name.label().as_str().to_owned()).unwrap_or_default(),
                 row.datum(Column::Errors).map(|errors| jsonb::text(errors)),
-                row.datum(Column::Options).map(|options| options::policy_of(options)),
+                row.datum(Column::Options).and_then(|options| options::policy_of(options)),
             )
         };
         Some(Self {
-            policy: policy.unwrap_or(Policy::NONE),
+            policy: own.or_else(of_queue).unwrap_or(Policy::NONE),
             tried: row.int4(Column::Tried).unwrap_or(0),
             is_counted: row.int8(Column::LockedAt).is_some_and(|at| row.int8(Column::UpdatedAt) == Some(at)),
             step,

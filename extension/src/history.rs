@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
+use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pg_task_rules::Micros;
@@ -14,6 +15,8 @@ use pgrx::pg_sys::Datum;
 use rustc_hash::FxHashMap;
 
 use crate::background;
+use crate::defaults;
+use crate::defaults::Defaults;
 use crate::guc;
 use crate::shmem::Slot;
 use crate::spi;
@@ -97,6 +100,8 @@ pub struct History {
     indexes: Option<Indexes>,
     has_bounds_only: bool,
     written: u64,
+    /// Queues may want none.
+    defaults: Option<Rc<Defaults>>,
 }
 
 impl History {
@@ -106,6 +111,7 @@ impl History {
             return None;
         }
         let part = slot.control().history_part.load(Relaxed) % PARTS.len() as u32;
+        let defaults = defaults::of(slot);
         // SAFETY: catalog look-ups inside a transaction; the relation is closed in `close`, or by the transaction's abort.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
@@ -131,6 +137,7 @@ impl History {
                 indexes: None,
                 has_bounds_only: false,
                 written: 0,
+                defaults,
             })
         }
     }
@@ -138,6 +145,11 @@ impl History {
     /// Adds a task that has ended; `row` gives the columns of its row.
     pub fn add(&mut self, row: impl Fn(Column) -> Option<Datum>, ended: &Ended) {
         let Some(id) = row(Column::Id) else { return };
+        if let (Some(defaults), Some(queue)) = (&self.defaults, row(Column::Queue))
+            && defaults.leaves_no_history(queue)
+        {
+            return;
+        }
         let tried = row(Column::Tried).map_or(0, |tried| tried.value() as i32);
         let done = match ended {
             Ended::Done(done) => Some(done),

@@ -82,6 +82,15 @@ pub unsafe fn copy(datum: Datum) -> Datum {
     unsafe { Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())) }
 }
 
+/// `a || b` of two `jsonb`.
+///
+/// # Safety
+/// Both datums are a `jsonb`.
+pub unsafe fn concat(a: Datum, b: Datum) -> Option<Datum> {
+    // SAFETY: the caller's.
+    unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_concat, &[Some(a), Some(b)]) }
+}
+
 /// A `jsonb` as text.
 ///
 /// # Safety

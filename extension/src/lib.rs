@@ -9,6 +9,7 @@ mod background;
 mod bulk;
 mod call;
 mod commit;
+mod defaults;
 mod edit;
 mod error;
 mod failure;

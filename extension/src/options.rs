@@ -38,11 +38,7 @@ const KEYS: &[Key] = &[
     Key { name: "group", takes: "a text of 1 to 200 bytes", check: name },
     Key { name: "key", takes: "a text of 1 to 200 bytes", check: name },
     Key { name: "meta", takes: "an object", check: object },
-    Key {
-        name: "retry",
-        takes: "an object with the policy of its retries",
-        check: |value| policy(value).map(|_| ()),
-    },
+    Key { name: "retry", takes: POLICY, check: |value| policy(value).map(|_| ()) },
     Key { name: "tags", takes: "an array of texts, none of them empty", check: tags },
     Key {
         name: "timeout",
@@ -196,14 +192,28 @@ fn object(value: &Value) -> Result<(), String> {
 ///
 /// # Safety
 /// The datum is a `jsonb`.
-pub unsafe fn policy_of(options: Datum) -> Policy {
+pub unsafe fn policy_of(options: Datum) -> Option<Policy> {
     // SAFETY: the caller's.
-    let options = unsafe { read(options) };
-    options.as_ref().and_then(|options| policy(options.get("retry")?).ok()).unwrap_or(Policy::NONE)
+    policy(unsafe { read(options) }?.get("retry")?).ok()
 }
 
+/// Checks a policy that is given by itself.
+pub fn check_policy(retry: Option<Datum>) -> Result<(), Error> {
+    let Some(retry) = retry else { return Ok(()) };
+    // SAFETY: callers pass a jsonb; `toast_raw_datum_size` reads the header only.
+    let (size, value) = unsafe { (pg_sys::toast_raw_datum_size(retry), read(retry)) };
+    if size > LIMIT {
+        return Err(Error::OptionsTooLarge { size, limit: LIMIT });
+    }
+    let checked = value.ok_or_else(|| "It cannot be read.".to_owned()).and_then(|value| policy(&value));
+    checked.map(drop).map_err(|got| Error::OptionValue { key: "retry", takes: POLICY, got })
+}
+
+/// What a policy is, for errors.
+const POLICY: &str = "an object with the policy of its retries";
+
 /// Reads a policy, or says what is wrong with it.
-fn policy(value: &Value) -> Result<Policy, String> {
+pub fn policy(value: &Value) -> Result<Policy, String> {
     const KNOWN: &str = "limit, delay, backoff, factor, max_delay, jitter, delays";
     let Value::Object(keys) = value else { return Err(format!("The value is {value}")) };
     let mut policy = Policy::NONE;

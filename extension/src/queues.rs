@@ -10,6 +10,7 @@ use pg_task_rules::board::QueueRule;
 use pg_task_rules::bucket::Rate;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
+use pg_task_rules::retry::MAX_DELAY;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
@@ -18,6 +19,8 @@ use crate::call::Call;
 use crate::call::sql_function;
 use crate::commit;
 use crate::error::Error;
+use crate::guc;
+use crate::options;
 use crate::produce;
 use crate::shmem;
 use crate::spi;
@@ -27,10 +30,11 @@ const MICROS_PER_DAY: Micros = 86_400_000_000;
 
 thread_local! {
     static SET: Statement = const { Statement::new(
-        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst, key_concurrency) \
-            VALUES ($1, $2, $3, $4, $5, $6) \
+        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst, key_concurrency, retry, timeout, retention) \
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
           ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate, \
             rate_interval = excluded.rate_interval, burst = excluded.burst, key_concurrency = excluded.key_concurrency, \
+            retry = excluded.retry, timeout = excluded.timeout, retention = excluded.retention, \
             updated_at = pg_catalog.now()",
         &[
             pg_sys::TEXTOID,
@@ -39,6 +43,9 @@ thread_local! {
             pg_sys::INTERVALOID,
             pg_sys::INT4OID,
             pg_sys::INT4OID,
+            pg_sys::JSONBOID,
+            pg_sys::INTERVALOID,
+            pg_sys::INTERVALOID,
         ],
     ) };
     static LIMIT: Statement = const { Statement::new(
@@ -67,7 +74,8 @@ thread_local! {
     // A row exists for a queue with settings only.
     static PRUNE: Statement = const { Statement::new(
         c"DELETE FROM pg_task.queue AS q WHERE q.name OPERATOR(pg_catalog.=) $1 \
-            AND q.paused_at IS NULL AND q.concurrency IS NULL AND q.rate IS NULL AND q.key_concurrency IS NULL",
+            AND q.paused_at IS NULL AND q.concurrency IS NULL AND q.rate IS NULL AND q.key_concurrency IS NULL \
+            AND q.retry IS NULL AND q.timeout IS NULL AND q.retention IS NULL",
         &[pg_sys::TEXTOID],
     ) };
 }
@@ -97,10 +105,13 @@ fn set_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
             Some(per)
         }
     };
+    let (retry, timeout, retention) = (call.datum(6), call.datum(7), call.datum(8));
+    options::check_policy(retry)?;
+    check_timeout(timeout)?;
+    check_retention(retention)?;
     spi::connected(|spi| {
-        SET.with(|statement| {
-            statement.run(spi, &[name, concurrency, rate, per, burst, key_concurrency], false)
-        });
+        let settings = [name, concurrency, rate, per, burst, key_concurrency, retry, timeout, retention];
+        SET.with(|statement| statement.run(spi, &settings, false));
         PRUNE.with(|statement| statement.run(spi, &[name], false));
     });
     Ok(Some(Datum::null()))
@@ -109,8 +120,30 @@ sql_function!(
     "set_queue_wrapper",
     "pg_finfo_set_queue_wrapper",
     set_queue,
-    "set_queue(name text, concurrency integer, rate integer, per interval, burst integer, key_concurrency integer) RETURNS void"
+    "set_queue(name text, concurrency integer, rate integer, per interval, burst integer, key_concurrency integer, retry jsonb,
+        timeout interval, retention interval) RETURNS void"
 );
+
+/// An attempt may take longer than nothing, and at most as long as the option `timeout` of a task allows.
+fn check_timeout(timeout: Option<Datum>) -> Result<(), Error> {
+    let high = MAX_DELAY / 1_000;
+    match timeout.map(micros) {
+        Some(timeout) if !(1_000..=MAX_DELAY).contains(&timeout) => {
+            Err(Error::OutOfRange { name: "timeout (in milliseconds)", low: 1, high, got: timeout / 1_000 })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The history of a queue may be shorter than that of all: partitions are emptied as a whole.
+fn check_retention(retention: Option<Datum>) -> Result<(), Error> {
+    let longest = guc::HISTORY_RETENTION.get();
+    match retention.map(|retention| micros(retention).div_euclid(1_000_000)) {
+        Some(seconds) if seconds < 0 => Err(Error::RetentionNegative),
+        Some(got) if longest > 0 && got > i64::from(longest) => Err(Error::RetentionTooLong { got, longest }),
+        _ => Ok(()),
+    }
+}
 
 fn pause_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
@@ -276,6 +309,7 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
         return Err(Error::TriggerOnly);
     }
     if trigger.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+        commit::note_queues_touched();
         // SAFETY: inside a transaction, which holds the lock to its end.
         unsafe {
             let lock = pg_sys::ExclusiveLock as i32;
@@ -319,6 +353,11 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
         }
         return Ok(Some(Datum::null()));
     }
+    let has_defaults = |tuple: pg_sys::HeapTuple| (9..=11).any(|number| column(tuple, number).is_some());
+    if old.is_some_and(has_defaults) || new.is_some_and(has_defaults) {
+        options::check_policy(new.and_then(|row| column(row, 9)))?;
+        commit::note_defaults_changed();
+    }
     let (old_name, new_name) = (old.and_then(name), new.and_then(name));
     if let Some(name) = old_name.filter(|name| new_name != Some(*name)) {
         commit::note_rule(name, None);
@@ -326,12 +365,15 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     if let (Some(row), Some(name)) = (new, new_name) {
         let paused = column(row, 2).is_some();
         let rule = rule(paused, int(row, 3), int(row, 4), column(row, 5), int(row, 6), int(row, 8));
+        // What only says something for its tasks needs no gate.
+        let rule = (rule != QueueRule::default()).then_some(rule);
         if let Some(slot) = shmem::my_slot()
+            && rule.is_some()
             && !slot.with_board(|board| board.has_place_for_rule(&name, commit::rules_noted()))
         {
             return Err(Error::QueueRulesFull);
         }
-        commit::note_rule(name, Some(rule));
+        commit::note_rule(name, rule);
     }
     Ok(Some(Datum::null()))
 }

@@ -8,6 +8,7 @@ mod keys;
 mod retention;
 mod rules;
 mod schedules;
+mod sweep;
 mod tick;
 
 use std::ffi::CStr;
@@ -27,6 +28,7 @@ use crate::version;
 use tick::Ticker;
 
 pub use beat::unwrite;
+pub use sweep::Queues;
 
 const FIRST_BACKOFF: Micros = 100_000;
 const LAST_BACKOFF: Micros = 60_000_000;

@@ -109,6 +109,9 @@ pub struct Control {
     pub has_keys: AtomicBool,
     /// Counts the changes of the settings of queues that are on the board. Changed under the board's lock.
     pub rules_version: AtomicU64,
+    /// Which settings of queues hold for their tasks where these say nothing themselves: the version with which they changed last; 0 when no queue
+    /// has some. Changed under the board's lock.
+    pub defaults_version: AtomicU64,
     /// A scheduler has taken an epoch for the tokens since the board was emptied.
     pub prepared: AtomicBool,
     /// Set while the board is being changed: whoever finds it set knows that someone failed half-way.
@@ -343,6 +346,7 @@ impl Slot {
     pub fn reset_memory(self) {
         self.control().prepared.store(false, SeqCst);
         self.control().limits_steps.store(false, SeqCst);
+        self.control().defaults_version.store(0, SeqCst);
         self.with_board(|board| board.clear());
         self.with_inbox(|inbox| *inbox.head = pg_task_rules::inbox::InboxHead::EMPTY);
     }

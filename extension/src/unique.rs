@@ -176,7 +176,7 @@ fn enqueue_unique(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let wanted = wanted(call)?;
     let new = uuid7::new();
-    let (id, outcome) = as_owner(|| spi::connected(|spi| hold(spi, &wanted, new)))?;
+    let (id, outcome) = spi::as_owner_of(c"unique_key", || spi::connected(|spi| hold(spi, &wanted, new)))?;
     if outcome == Outcome::Enqueued {
         // As the caller: privileges and policies are those of every other way to enqueue.
         produce::insert_task(new, wanted.step, wanted.due, &wanted.place)?;
@@ -384,36 +384,4 @@ fn task(spi: &Connected, holder: &Holder) -> Option<Task> {
 /// Whether a worker holds the task.
 fn is_claimed(id: &TaskId) -> bool {
     shmem::my_slot().is_some_and(|slot| slot.with_board(|board| board.claim_of(id).is_some()))
-}
-
-/// Does something as the owner of the keys, for a caller that may only enqueue. An error ends it, as it ends the (sub)transaction.
-fn as_owner<R>(f: impl FnOnce() -> R) -> R {
-    const SECURITY_LOCAL_USERID_CHANGE: i32 = 1;
-    // SAFETY: inside a transaction. What is changed is changed back below, or by the abort of the transaction; triggers of the user's on the table
-    // of tasks resolve names along a path that the caller has no hand in.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-        let table = pg_sys::get_relname_relid(c"unique_key".as_ptr(), schema);
-        let relation = pg_sys::relation_open(table, pg_sys::RowExclusiveLock as i32);
-        let owner = (*(*relation).rd_rel).relowner;
-        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
-        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
-        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        pg_sys::SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE);
-        let level = pg_sys::NewGUCNestLevel();
-        pg_sys::set_config_option(
-            c"search_path".as_ptr(),
-            c"pg_catalog, pg_temp".as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_SAVE,
-            true,
-            0,
-            false,
-        );
-        let result = f();
-        pg_sys::AtEOXact_GUC(false, level);
-        pg_sys::SetUserIdAndSecContext(user, context);
-        result
-    }
 }

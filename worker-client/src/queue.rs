@@ -1,39 +1,52 @@
-//! Settings of queues: what runs at once, how much in a time, and pauses.
+//! Settings of queues: what runs at once, how much in a time, pauses, and what holds for tasks that do not say it themselves.
 
 use std::time::Duration;
 
 use sqlx::PgExecutor;
+use sqlx::types::Json;
 
 use crate::Error;
 use crate::Result;
+use crate::RetryPolicy;
 use crate::enqueue::interval;
 
 /// All queues together, for the functions that take a queue's name.
 pub const ALL_QUEUES: &str = "*";
 
-/// The limits of a queue. What is not set has none.
+/// The settings of a queue: its limits, and what holds for its tasks if they do not say it themselves. What is not set has no limit and says nothing.
 ///
 /// ```rust,no_run
 /// # use pg_task_client as pg_task;
 /// # use std::time::Duration;
 /// # async fn demo(db: sqlx::PgPool) -> pg_task::Result<()> {
 /// let limits = pg_task::QueueLimits::new().concurrency(5).rate(100, Duration::from_secs(60)).burst(10);
-/// pg_task::set_queue(&db, "mail", limits).await?;
+/// pg_task::set_queue(&db, "mail", limits.timeout(Duration::from_secs(30))).await?;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct QueueLimits {
     concurrency: Option<u32>,
     rate: Option<(u32, Duration)>,
     burst: Option<u32>,
     key_concurrency: Option<u32>,
+    retry: Option<RetryPolicy>,
+    timeout: Option<Duration>,
+    retention: Option<Duration>,
 }
 
 impl QueueLimits {
     /// No limits.
     pub const fn new() -> Self {
-        Self { concurrency: None, rate: None, burst: None, key_concurrency: None }
+        Self {
+            concurrency: None,
+            rate: None,
+            burst: None,
+            key_concurrency: None,
+            retry: None,
+            timeout: None,
+            retention: None,
+        }
     }
 
     /// So many tasks run at once, at most, with however many workers.
@@ -59,17 +72,36 @@ impl QueueLimits {
         self.key_concurrency = Some(concurrency);
         self
     }
+
+    /// The policy of retries of tasks that have none of their own ([`crate::Enqueue::retry`]), instead of what their steps' code says.
+    pub const fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// How long an attempt may take, 1 millisecond to 10 years, where the task does not say it itself ([`crate::Enqueue::timeout`]), instead of what its step's
+    /// code says.
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long the history keeps what became of the queue's tasks, zero for not at all. By default, and at most, as `pg_task.history_retention` says.
+    pub const fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
 }
 
-/// Sets the limits of a queue, in place of those that it had. They hold from the commit on; a pause stays.
+/// Sets the limits of a queue and what it says for its tasks, in place of all that was set. It holds from the commit on; a pause stays.
 ///
 /// # Errors
-/// [`Error::Db`] when the server refuses them: a number out of its range, a burst without a rate, a missing privilege.
+/// [`Error::Db`] when the server refuses them: a number or time out of its range, a burst without a rate, a missing privilege.
 pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLimits) -> Result<()> {
     let int = |value: u32| i64::from(value);
     let per = limits.rate.map(|(_, per)| interval(per));
     sqlx::query(
-        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer, $6::bigint::integer)",
+        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer, $6::bigint::integer, $7, $8, $9)",
     )
     .bind(name)
     .bind(limits.concurrency.map(int))
@@ -77,6 +109,9 @@ pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLim
     .bind(per)
     .bind(limits.burst.map(int))
     .bind(limits.key_concurrency.map(int))
+    .bind(limits.retry.map(Json))
+    .bind(limits.timeout.map(interval))
+    .bind(limits.retention.map(interval))
     .execute(db)
     .await
     .map_err(|error| failed(error, "set the limits of", name))?;

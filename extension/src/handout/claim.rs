@@ -1,5 +1,7 @@
 //! Claims: ids from memory, rows from the table, and every reason why a row is not handed out after all.
 
+use std::rc::Rc;
+
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::Claim;
@@ -28,6 +30,8 @@ use super::output::Task;
 use super::unsettled;
 use super::written;
 use crate::background;
+use crate::defaults;
+use crate::defaults::Defaults;
 use crate::jsonb;
 use crate::options;
 use crate::shmem;
@@ -125,6 +129,8 @@ struct HandOut<'a> {
     passed: Vec<Key>,
     rejected: Vec<(Claim, Not)>,
     bytes: usize,
+    /// What queues say for their tasks.
+    defaults: Option<Rc<Defaults>>,
 }
 
 /// Hands out up to `want` tasks: fewer only if there are no more, and then the server knows that the worker is idle.
@@ -145,6 +151,7 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
         passed: Vec::new(),
         rejected: Vec::new(),
         bytes: 0,
+        defaults: defaults::of(slot),
     };
     let mut table: Option<TaskTable> = None;
     let mut taken: Vec<Taken> = Vec::new();
@@ -341,13 +348,17 @@ impl HandOut<'_> {
     }
 
     fn hand_over(&mut self, task: &Task, output: &mut Output) {
+        let mut task = *task;
+        if let Some(defaults) = &self.defaults {
+            task.options = defaults.options(task.queue, task.options);
+        }
         // SAFETY: the column is a jsonb; its header says the size.
         self.bytes += 64 + unsafe { pg_sys::toast_raw_datum_size(task.step) };
         if let Some(options) = task.options {
             // SAFETY: as above.
             self.bytes += unsafe { pg_sys::toast_raw_datum_size(options) };
         }
-        output.task(task);
+        output.task(&task);
     }
 
     /// Parks the tasks whose deadlines have passed. A row that someone is changing is looked at again.

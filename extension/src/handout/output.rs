@@ -37,7 +37,7 @@ pub struct Task {
     pub queue: Datum,
     /// Its step, a `jsonb`.
     pub step: Datum,
-    /// Its own settings, a `jsonb`.
+    /// Its settings, a `jsonb`: its own ones, and in the answer what its queue says beside them.
     pub options: Option<Datum>,
 }
 

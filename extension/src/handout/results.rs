@@ -23,6 +23,7 @@ use super::End;
 use super::output::Output;
 use super::unsettled;
 use crate::call::Call;
+use crate::defaults;
 use crate::error::Error;
 use crate::failure;
 use crate::failure::Failing;
@@ -573,11 +574,13 @@ fn decide(worker: &WorkerId, results: &mut [StepResult], held: &[Option<Entry>])
         return Vec::new();
     }
     let mut errors = vec![None; results.len()];
+    let defaults = defaults::mine();
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
     for (index, result) in results.iter_mut().enumerate().filter(|(_, result)| is_failure(&result.outcome)) {
         let place = held[index].map_or(Place::UNKNOWN, |held| held.place);
         // Without the row there is nothing to decide: the result will be refused.
-        let Some(row) = Failing::read(&mut table, &result.id, place, result.fence) else {
+        let Some(row) = Failing::read(&mut table, &result.id, place, result.fence, defaults.as_deref())
+        else {
             if let Outcome::GiveUp { error, give_up, .. } = &result.outcome {
                 result.outcome = Outcome::Park { error: error.clone(), give_up: *give_up };
             }

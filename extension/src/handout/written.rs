@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 use super::claim::InWriting;
 use super::output::Task;
 use crate::background;
+use crate::defaults;
 use crate::failure::Failing;
 use crate::guc;
 use crate::spi;
@@ -97,10 +98,13 @@ pub fn write(
 ) -> WrittenRows {
     let lost_limit = guc::LOST_LIMIT.get();
     // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
+    let defaults = defaults::mine();
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
     let rows: Vec<Option<Failing>> = chosen
         .iter()
-        .map(|chosen| Failing::read(&mut table, &chosen.claim.id, chosen.place, chosen.fence))
+        .map(|chosen| {
+            Failing::read(&mut table, &chosen.claim.id, chosen.place, chosen.fence, defaults.as_deref())
+        })
         .collect();
     table.close();
     let retries = chosen.iter().zip(&rows).map(|(chosen, row)| {

@@ -11,6 +11,7 @@ use pg_task_rules::board::Entry;
 use pg_task_rules::token;
 use pgrx::pg_sys;
 
+use crate::defaults;
 use crate::failure::Failing;
 use crate::shmem::Slot;
 use crate::spi;
@@ -104,9 +105,12 @@ pub fn kept_epoch(spi: &Connected) -> i64 {
 /// Nobody waits here for a user's open transaction: returns the tasks whose rows are locked, for another try.
 pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_limit: i32) -> HashSet<TaskId> {
     let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.fence >= 0).collect();
+    let defaults = defaults::mine();
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
-    let rows: Vec<Option<Failing>> =
-        claims.iter().map(|claim| Failing::read(&mut table, &claim.id, claim.place, claim.fence)).collect();
+    let rows: Vec<Option<Failing>> = claims
+        .iter()
+        .map(|claim| Failing::read(&mut table, &claim.id, claim.place, claim.fence, defaults.as_deref()))
+        .collect();
     table.close();
     let limits = claims.iter().zip(&rows).map(|(claim, row)| {
         let own = row.as_ref().and_then(|row| row.policy.limit());

@@ -33,7 +33,7 @@ const MAX_HELD: i32 = 100_000;
 thread_local! {
     static RULES: Statement = const { Statement::new(
         c"SELECT q.name, q.paused_at IS NOT NULL, q.concurrency, q.rate, q.rate_interval, q.burst, \
-            q.key_concurrency FROM pg_task.queue AS q",
+            q.key_concurrency, q.retry IS NOT NULL OR q.timeout IS NOT NULL OR q.retention IS NOT NULL FROM pg_task.queue AS q",
         &[],
     ) };
     static HELD: Statement = const { Statement::new(
@@ -75,6 +75,8 @@ pub struct Rules {
 /// What the table says.
 struct Found {
     rules: BTreeMap<QueueName, QueueRule>,
+    /// Whether some queue says something for its tasks.
+    has_defaults: bool,
     /// Tasks of limited queues that run as their rows say.
     held: Vec<(QueueName, Vec<TaskId>)>,
     steps: Vec<(Kind, u32, Vec<TaskId>)>,
@@ -119,6 +121,12 @@ impl Rules {
                     board.set_held_of_kind(*kind, held);
                 }
                 slot.control().limits_steps.store(!kinds.is_empty(), SeqCst);
+                let of_defaults = if found.has_defaults {
+                    slot.control().rules_version.fetch_add(1, SeqCst) + 1
+                } else {
+                    0
+                };
+                slot.control().defaults_version.store(of_defaults, SeqCst);
                 Some(unplaced)
             });
             if let Some(unplaced) = unplaced {
@@ -169,8 +177,13 @@ impl Rules {
 }
 
 fn read() -> Found {
-    let mut found =
-        Found { rules: BTreeMap::new(), held: Vec::new(), steps: Vec::new(), held_by_key: BTreeMap::new() };
+    let mut found = Found {
+        rules: BTreeMap::new(),
+        has_defaults: false,
+        held: Vec::new(),
+        steps: Vec::new(),
+        held_by_key: BTreeMap::new(),
+    };
     // An extension of an older version than the library has no such table.
     if !queues::table_exists(c"queue") {
         return found;
@@ -187,7 +200,11 @@ fn read() -> Found {
                 rows.int4(row, 6),
                 rows.int4(row, 7),
             );
-            found.rules.insert(name, rule);
+            found.has_defaults |= rows.bool(row, 8);
+            // What only says something for its tasks needs no gate.
+            if rule != QueueRule::default() {
+                found.rules.insert(name, rule);
+            }
         }
         let are_trusted = background::now() < shmem::trust_locks_until();
         if queues::table_exists(c"step_limit") {

@@ -36,6 +36,7 @@ use super::keys::Keys;
 use super::retention::Retention;
 use super::rules::Rules;
 use super::schedules::Schedules;
+use super::sweep::Sweep;
 use crate::background;
 use crate::guc;
 use crate::jsonb;
@@ -97,6 +98,7 @@ pub struct Ticker {
     book: DueBook,
     rules: Rules,
     retention: Retention,
+    sweep: Sweep,
     keys: Keys,
     schedules: Schedules,
     hints: Vec<Hint>,
@@ -126,6 +128,7 @@ impl Ticker {
             book: DueBook::new(BOOK_CAPACITY, READ_LIMIT),
             rules: Rules::default(),
             retention: Retention::default(),
+            sweep: Sweep::default(),
             keys: Keys::new(background::now()),
             schedules: Schedules::default(),
             hints: Vec::new(),
@@ -158,6 +161,7 @@ impl Ticker {
         self.schedules = Schedules::default();
         self.find_lanes_at = Some(shmem::settled_at());
         self.retention.forget();
+        self.sweep = Sweep::default();
     }
 
     /// Does what there is to do and returns when there will be more.
@@ -180,6 +184,7 @@ impl Ticker {
         self.give_up_lost()?;
         self.write_behind()?;
         self.retention.tend(self.slot);
+        self.sweep.tend(self.slot);
         let now = background::now();
         if now >= self.rescan_at {
             self.rescan(Micros::MIN, now);
@@ -554,6 +559,7 @@ impl Ticker {
             self.later.first().map(|(at, _)| *at),
             self.rules.again_at(),
             self.retention.next_look(self.slot),
+            self.sweep.next_look(),
             self.keys.again_at(),
             self.schedules.wake_at(),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),

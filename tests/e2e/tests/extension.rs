@@ -124,6 +124,7 @@ async fn look(db: &Database) -> Result<Vec<String>> {
     for query in [
         "SELECT string_agg(t::text, E'\\n' ORDER BY t.id) FROM pg_task.task AS t",
         "SELECT string_agg(s::text, E'\\n' ORDER BY s.name) FROM pg_task.schedule AS s",
+        "SELECT string_agg(q::text, E'\\n' ORDER BY q.name) FROM pg_task.queue AS q",
         "SELECT count(*) FROM pg_task.failed",
         "SELECT string_agg(queue || due || asleep || failed, ' ' ORDER BY queue) FROM pg_task.queues",
         "SELECT string_agg(format('%s %s %s', relname, relacl, (SELECT string_agg(attname || attacl::text, ',' ORDER BY attnum)
@@ -161,8 +162,10 @@ async fn a_dump_carries_tasks_grants_and_the_epoch_into_another_database_and_ano
         note("paused"),
     ))
     .await?;
+    db.run(r#"SELECT pg_task.set_queue('mail', retry => '{"limit": 9}', timeout => '1 min', retention => '1 day')"#).await?;
     let before = look(&db).await?;
-    assert!(before[0].lines().count() == 4 && before[4].contains("dump_producer"), "{before:?}");
+    assert!(before[0].lines().count() == 4 && before[5].contains("dump_producer"), "{before:?}");
+    assert!(before[2].contains("00:01:00"), "{before:?}");
     let epoch = db.ask("SELECT last_value FROM pg_task.epoch").await?;
 
     let folder = tempfile(&format!("pg_task-dump-{}", std::process::id()));
