@@ -56,8 +56,8 @@ COMMENT ON COLUMN pg_task.task.tried IS 'Attempts of the current step that faile
 COMMENT ON COLUMN pg_task.task.error IS 'Why the task is parked. Fix the world, then set it to NULL (or call pg_task.resume) to run the step again';
 COMMENT ON COLUMN pg_task.task.errors IS 'The last failures of the task, the oldest first. Kept across retries, next steps and resume, until the task is done';
 COMMENT ON COLUMN pg_task.task.options IS 'Settings of this task alone: an object whose keys docs/options.md tells. NULL for none';
-COMMENT ON COLUMN pg_task.task.fence IS 'Counts the changes of the row, never reset: a finish that names an older value is refused';
-COMMENT ON COLUMN pg_task.task.locked_by IS 'The worker that runs the step, once it has run for about a second; pg_task.running shows every claim at once';
+COMMENT ON COLUMN pg_task.task.fence IS 'Grows with every change of the row, never reset: a finish that names an older value is refused. The lower 32 bits count what workers and the scheduler have made of it, the upper ones what users have changed';
+COMMENT ON COLUMN pg_task.task.locked_by IS 'The worker that runs the step, once it has run for about a second; pg_task.running shows every claim at once. All zeros: nobody; the next worker is asked what to do instead of parking the task';
 COMMENT ON COLUMN pg_task.task.locked_at IS 'When that worker took the step';
 COMMENT ON COLUMN pg_task.task.created_at IS 'Start of the transaction that enqueued the task';
 COMMENT ON COLUMN pg_task.task.updated_at IS 'Start of the transaction that last changed the row';
@@ -106,7 +106,7 @@ COMMENT ON FUNCTION pg_task.on_insert() IS 'Checks the step and tells the schedu
 CREATE FUNCTION pg_task.on_update() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'on_update_wrapper';
 COMMENT ON FUNCTION pg_task.on_update() IS
-    'A change by a user: adds one to the fence, so that a run of the old row is refused, and tells the scheduler at commit';
+    'A change by a user: adds one to the upper half of the fence, so that a run of the old row is refused, and tells the scheduler at commit';
 
 CREATE FUNCTION pg_task.on_options() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'on_options_wrapper';

@@ -18,7 +18,7 @@ COMMENT ON TABLE pg_task.unique_key IS
 COMMENT ON COLUMN pg_task.unique_key.key IS 'The key: 1 to 255 bytes, one name space for the whole database';
 COMMENT ON COLUMN pg_task.unique_key.task_id IS 'The task that it stands for, which may have ended';
 COMMENT ON COLUMN pg_task.unique_key.scope IS 'Until when the task holds the key: queued (a worker takes it), running (it has ended or is parked), done (it has ended), period (expires_at)';
-COMMENT ON COLUMN pg_task.unique_key.fence IS 'The fence of the task when it was enqueued, or changed under this key: with another one it has begun';
+COMMENT ON COLUMN pg_task.unique_key.fence IS 'The fence of the task when it was enqueued, or changed under this key: with another one in the lower 32 bits, which users do not change, it has begun';
 COMMENT ON COLUMN pg_task.unique_key.taken_at IS 'When the task was enqueued under this key';
 COMMENT ON COLUMN pg_task.unique_key.expires_at IS 'Until then the key is held, whatever becomes of the task; NULL when no period was asked for';
 COMMENT ON COLUMN pg_task.unique_key.check_at IS 'When the scheduler looks next whether the key can be removed';

@@ -345,7 +345,7 @@ CREATE VIEW pg_task.unique_keys AS
         SELECT CASE WHEN t.id IS NULL THEN 'gone'
                     WHEN t.error IS NOT NULL THEN 'parked'
                     WHEN c.id IS NOT NULL OR t.locked_by IS NOT NULL THEN 'running'
-                    WHEN t.fence OPERATOR(pg_catalog.=) k.fence THEN 'queued'
+                    WHEN (t.fence OPERATOR(pg_catalog.&) 4294967295) OPERATOR(pg_catalog.=) (k.fence OPERATOR(pg_catalog.&) 4294967295) THEN 'queued'
                     ELSE 'waiting' END AS state) AS s;
 COMMENT ON VIEW pg_task.unique_keys IS 'The keys of unique tasks, and whether each is held at this moment';
 COMMENT ON COLUMN pg_task.unique_keys.key IS 'The key';

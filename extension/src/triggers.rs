@@ -24,6 +24,10 @@ use crate::spi;
 use crate::task_table::Column;
 use crate::uuid7;
 
+/// What a change by a user adds to the fence. Workers and the scheduler add one, so that the lower half says whether a task is as it was enqueued, but for such
+/// changes.
+const USER_CHANGE: i64 = 1 << 32;
+
 /// A row of the table that a trigger is called for.
 struct Row<'a> {
     tuple: pg_sys::HeapTuple,
@@ -155,7 +159,7 @@ fn on_update(call: &mut Call) -> Result<Option<Datum>, Error> {
     let mut columns = [Column::Fence, Column::UpdatedAt, Column::LockedBy, Column::LockedAt, Column::Tried]
         .map(|column| column as i32);
     let mut values = [
-        Datum::from(fence + 1),
+        Datum::from(fence + USER_CHANGE),
         Datum::from(spi::transaction_time()),
         Datum::null(),
         Datum::null(),

@@ -4,12 +4,13 @@
 //! afterwards. So calls with the same key follow each other, however their transactions end. Under REPEATABLE READ and SERIALIZABLE, where no
 //! later snapshot can be had, what has changed since the transaction's own is a serialization failure (40001).
 //!
-//! **A task that waits** has the fence that it was enqueued with, and no worker holds it: the board knows that. A worker may take it the moment
+//! **A task that waits** has the lower half of the fence that it was enqueued with, which users do not change, and no worker holds it: the board knows that. A worker may take it the moment
 //! after; so whoever counts on a run that is still to come (a skip while queued, a change) adds one to the fence. A run that has begun before this commits is refused then, and the
 //! task runs again.
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::board::Look;
 use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
@@ -66,13 +67,16 @@ thread_local! {
     ) };
     // The fence is set here, so that the trigger has nothing to do: a change to what was there already must be refused to a run, too.
     static CHANGE: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET step = COALESCE($4, t.step), queue = COALESCE($5, t.queue), priority = COALESCE($6, t.priority), \
+        c"WITH old AS MATERIALIZED (SELECT o.id, o.queue, o.options FROM pg_task.task AS o \
+            WHERE o.id OPERATOR(pg_catalog.=) $1 AND ($3 OR o.error IS NULL) AND ($2 IS NULL \
+                OR (o.fence OPERATOR(pg_catalog.&) 4294967295) OPERATOR(pg_catalog.=) ($2 OPERATOR(pg_catalog.&) 4294967295)) FOR NO KEY UPDATE) \
+          UPDATE pg_task.task AS t SET step = COALESCE($4, t.step), queue = COALESCE($5, t.queue), priority = COALESCE($6, t.priority), \
             options = CASE WHEN $4 IS NULL THEN t.options ELSE $8 END, \
             wakeup_at = COALESCE($7, t.wakeup_at), error = NULL, \
             tried = CASE WHEN $4 IS NOT NULL OR t.error IS NOT NULL THEN 0 ELSE t.tried END, \
             fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now() \
-          WHERE t.id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR t.fence OPERATOR(pg_catalog.=) $2) AND ($3 OR t.error IS NULL) \
-          RETURNING t.fence, t.queue, t.priority, t.wakeup_at, t.options",
+          FROM old WHERE t.id OPERATOR(pg_catalog.=) old.id \
+          RETURNING t.fence, t.queue, t.priority, t.wakeup_at, t.options, old.queue, old.options",
         &[
             pg_sys::UUIDOID,
             pg_sys::INT8OID,
@@ -346,11 +350,18 @@ fn change(spi: &Connected, wanted: &Wanted, holder: &Holder, moves: bool, replac
     if let (Some(queue), Some(priority), Some(due)) =
         (rows.text(0, 2).as_deref().and_then(QueueName::new), rows.int2(0, 3), rows.int8(0, 4))
     {
-        // SAFETY: the options are a jsonb object, which the table's constraint says, and the queue is a text.
-        let (group, key) = rows
-            .datum(0, 2)
-            .map_or((None, None), |queue| unsafe { options::group_and_key(rows.datum(0, 5), queue) });
+        let named = |queue, options| {
+            let options = rows.datum(0, options);
+            // SAFETY: the options are a jsonb object, which the table's constraint says, and the queue is a text.
+            rows.datum(0, queue)
+                .map_or((None, None), |queue| unsafe { options::group_and_key(options, queue) })
+        };
+        let (group, key) = named(2, 5);
         commit::note_task(&queue, priority, due, holder.task, group, key);
+        // Others may be next in the group and for the key that it had.
+        let (old_group, old_key) = named(6, 7);
+        let left = old_group.filter(|_| old_group != group).map(Look::Group);
+        left.into_iter().chain(old_key.filter(|_| old_key != key).map(Look::Key)).for_each(commit::note_look);
     }
     let arguments = [spi::text(&wanted.key), fence.and_then(spi::int)];
     NOTE_FENCE.with(|statement| statement.run(spi, &arguments, false));
@@ -377,7 +388,8 @@ fn task(spi: &Connected, holder: &Holder) -> Option<Task> {
         return None;
     }
     let (is_parked, is_written) = (rows.bool(0, 2), rows.bool(0, 3));
-    let is_as_enqueued = rows.int8(0, 1) == Some(holder.fence) && !is_parked && !is_written;
+    let is_untouched = |fence: i64| (fence ^ holder.fence) & i64::from(u32::MAX) == 0;
+    let is_as_enqueued = rows.int8(0, 1).is_some_and(is_untouched) && !is_parked && !is_written;
     Some(Task { is_parked, waits: is_as_enqueued && !is_claimed(&holder.task) })
 }
 

@@ -62,6 +62,9 @@ enum Start {
     Ready,
 }
 
+/// What a change by a user adds to the fence.
+const USER_CHANGE: i64 = 1 << 32;
+
 /// How two sessions end.
 const ENDS: [[&str; 2]; 3] = [["COMMIT", "COMMIT"], ["COMMIT", "ROLLBACK"], ["ROLLBACK", "COMMIT"]];
 
@@ -186,7 +189,7 @@ impl Deed {
                     return Vec::new();
                 }
                 if let Some(row) = parked {
-                    (row.fence, row.tried, row.parked) = (row.fence + 1, 0, false);
+                    (row.fence, row.tried, row.parked) = (row.fence + USER_CHANGE, 0, false);
                 }
                 vec![next]
             }
@@ -196,7 +199,7 @@ impl Deed {
                 }
                 // What changes nothing is no change.
                 if let Some(row) = next.row.as_mut().filter(|row| row.step != "User") {
-                    (row.fence, row.step) = (row.fence + 1, "User".to_owned());
+                    (row.fence, row.step) = (row.fence + USER_CHANGE, "User".to_owned());
                 }
                 vec![next]
             }

@@ -256,6 +256,85 @@ async fn a_change_of_a_task_that_runs_refuses_its_result_and_it_runs_again_chang
 }
 
 #[tokio::test]
+async fn a_task_that_someone_has_changed_before_it_began_is_still_queued() -> Result<()> {
+    let db = database().await?;
+    let (mut worker, mut producer) = (registered(&db).await?, db.session().await?);
+    let more = "scope => 'queued', wakeup_at => '2040-01-01'";
+    assert_eq!(producer.ask(&call("1", more)).await?, "enqueued");
+    for change in [
+        r#"UPDATE pg_task.task SET step = '{"A": {"B": "by hand"}}'"#,
+        r#"SELECT pg_task.edit(id, payload => '"edited"') FROM pg_task.task"#,
+        "SELECT pg_task.reschedule_all('2041-01-01')",
+        "SELECT pg_task.move_all('elsewhere')",
+        "SELECT pg_task.reprioritize_all(7)",
+        // Parked by someone, and resumed.
+        "UPDATE pg_task.task SET error = 'not now'; SELECT pg_task.resume_all()",
+    ] {
+        db.run(change).await?;
+        assert_eq!(
+            producer.ask("SELECT concat_ws(' ', state, held) FROM pg_task.unique_keys").await?,
+            "queued t",
+            "{change}"
+        );
+        assert_eq!(producer.ask(&call("2", more)).await?, "skipped", "{change}");
+    }
+    assert_eq!(producer.ask(&call("3", &format!("{more}, on_conflict => 'replace'"))).await?, "replaced");
+    db.run("SELECT pg_task.reprioritize_all(1)").await?;
+    assert_eq!(
+        producer.ask(&call("4", "scope => 'queued', on_conflict => 'replace_and_move'")).await?,
+        "replaced"
+    );
+    assert_eq!(producer.ask("SELECT count(*) FROM pg_task.task").await?, "1");
+    // Begun, and then changed: it has begun all the same.
+    takes(&mut worker, "4").await?;
+    let claim = held(&mut producer).await?;
+    worker
+        .run(&format!(
+            "SELECT pg_task.exchange({WORKER}, 0, '{{{}}}', '{{{}}}', '{{{}}}', '{{9}}', delays => '{{3600000000}}')",
+            claim.id, claim.fence, claim.token
+        ))
+        .await?;
+    db.run("SELECT pg_task.reprioritize_all(2)").await?;
+    assert_eq!(producer.ask(&call("5", more)).await?, "enqueued");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_task_that_loses_its_group_or_key_goes_on_at_once() -> Result<()> {
+    let db = database().await?;
+    let _worker = registered(&db).await?;
+    let replace = |more: &str| call("2", &format!("on_conflict => 'replace', {more}"));
+    let goes_on = |ready: u32, rescans: &str| {
+        // Not by the read of the whole table, once a minute.
+        format!("SELECT ready = {ready} AND rescans = {rescans} FROM pg_task.scheduler")
+    };
+    let rescans = || db.ask("SELECT rescans FROM pg_task.scheduler");
+    // A group, whose oldest is due later; the second one waits for it.
+    db.run(&call("1", "wakeup_at => '2040-01-01', options => '{\"group\": \"g\"}'")).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": "behind"}}', options => '{"group": "g"}')"#).await?;
+    let before = rescans().await?;
+    for options in ["'{\"group\": \"other\"}'", "NULL"] {
+        db.run(&replace(&format!("options => {options}"))).await?;
+        db.until(&goes_on(1, &before)).await?;
+        db.run("SELECT pg_task.cancel(id) FROM pg_task.task WHERE step #>> '{A,B}' = 'behind'").await?;
+        db.until("SELECT ready = 0 FROM pg_task.scheduler").await?;
+        db.run(&replace("options => '{\"group\": \"g\"}'")).await?;
+        db.run(r#"SELECT pg_task.enqueue('{"A": {"B": "behind"}}', options => '{"group": "g"}')"#).await?;
+    }
+    // A key, of which sixteen tasks are in memory: moved to another queue, with the options that it had, it is of another key.
+    db.run("SELECT pg_task.cancel_all(); DELETE FROM pg_task.unique_key").await?;
+    db.until("SELECT ready = 0 FROM pg_task.scheduler").await?;
+    db.run(&call("1", "priority => -1, options => '{\"key\": \"k\"}'")).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": "behind"}}', options => '{"key": "k"}') FROM generate_series(1, 40)"#).await?;
+    db.until("SELECT ready = 16 FROM pg_task.scheduler").await?;
+    let before = rescans().await?;
+    db.run(&replace("queue => 'elsewhere', options => '{\"key\": \"k\"}'")).await?;
+    db.until(&goes_on(17, &before)).await?;
+    db.run(&replace("options => NULL, queue => 'elsewhere'")).await?;
+    db.until(&goes_on(17, &before)).await
+}
+
+#[tokio::test]
 async fn a_period_holds_its_key_after_the_task_and_not_longer() -> Result<()> {
     let db = database().await?;
     let mut producer = db.session().await?;
