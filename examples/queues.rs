@@ -30,7 +30,13 @@ impl Step<Mailer> for Send {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let db = pg_task_examples::init().await?;
-    let limits = pg_task::QueueLimits::new().concurrency(2).rate(5, Duration::from_secs(1)).burst(1);
+    // What its tasks do not say themselves, the queue says for them.
+    let limits = pg_task::QueueLimits::new()
+        .concurrency(2)
+        .rate(5, Duration::from_secs(1))
+        .burst(1)
+        .retry(pg_task::RetryPolicy::constant(3, Duration::from_secs(1)))
+        .timeout(Duration::from_secs(5));
     pg_task::set_queue(&db, "mail", limits).await?;
     pg_task::pause_queue(&db, "mail").await?;
     for to in ["Ann", "Bob", "Cid", "Dot", "Eve", "Fay"] {

@@ -13,13 +13,14 @@ CREATE FUNCTION pg_task.register(
     held_tokens bigint[] DEFAULT NULL,
     protocol integer DEFAULT 1,
     weights integer[] DEFAULT NULL,
+    gives_up boolean DEFAULT false,
     OUT channel text,
     OUT refused uuid[],
     OUT registration bigint
 ) RETURNS record
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'register_wrapper';
-COMMENT ON FUNCTION pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer, integer[]) IS
+COMMENT ON FUNCTION pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer, integer[], boolean) IS
     'Makes a worker known, or makes it known again; returns the channel on which it is woken, of the tasks it holds those it must drop, and the number of this registration, for exchange';
 
 CREATE FUNCTION pg_task.heartbeat(worker uuid)

@@ -46,7 +46,7 @@ CREATE FUNCTION pg_task.grant_work(role regrole) RETURNS void
 BEGIN
     PERFORM pg_task.grant_produce(role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION
-        pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer, integer[]),
+        pg_task.register(uuid, text[], text[], integer[], interval, text, boolean, uuid[], bigint[], bigint[], integer, integer[], boolean),
         pg_task.heartbeat(uuid), pg_task.leave(uuid),
         pg_task.set_progress(uuid, uuid, bigint, double precision, text),
         pg_task.set_progress_many(uuid, uuid[], bigint[], double precision[], text[]),

@@ -5,11 +5,14 @@
 
 mod claim;
 mod exchange;
+mod given_up;
 mod output;
 mod progress;
 mod register;
 mod results;
 mod written;
+
+pub use given_up::NOBODY;
 
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;

@@ -83,7 +83,8 @@ where
     }
 
     /// The step with which the task goes on instead of being parked: to undo, to tell someone. It is asked after every failure, before it
-    /// is known whether that was the last one, so it only makes the step. A task whose worker was lost too often is parked without it.
+    /// is known whether that was the last one, so it only makes the step. It is asked too when the step's worker was lost too often, and when the task's deadline has
+    /// passed before it was begun: the error is the text then that it would be parked with.
     fn give_up(self, error: &StepError) -> Option<Task> {
         let _ = error;
         None

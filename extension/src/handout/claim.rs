@@ -25,6 +25,8 @@ use pgrx::pg_sys::Datum;
 use super::Caller;
 use super::End;
 use super::UNSETTLED;
+use super::given_up;
+use super::given_up::GivenUp;
 use super::output::Output;
 use super::output::Task;
 use super::unsettled;
@@ -84,15 +86,8 @@ pub struct InWriting {
     pub place: Place,
     /// The task's own settings, a `jsonb`.
     pub options: Option<Datum>,
-}
-
-/// A claim of a task that is not to be begun any more.
-struct Overdue {
-    claim: Claim,
-    fence: i64,
-    deadline: Micros,
-    /// When to look at it again, if its row cannot be written.
-    again: Hint,
+    /// When to look at it again, if its row is another one by now.
+    pub again: Hint,
 }
 
 thread_local! {
@@ -122,11 +117,15 @@ struct HandOut<'a> {
     limited: Vec<Kind>,
     /// Tasks whose claims are written into their rows before they are handed out.
     in_writing: Vec<InWriting>,
-    /// Tasks whose deadlines have passed.
-    overdue: Vec<Overdue>,
+    /// Tasks whose deadlines have passed, to be parked.
+    overdue: Vec<GivenUp>,
+    /// Tasks whose steps' code is to be asked what to do instead of being parked.
+    given_up: Vec<GivenUp>,
     noted: Vec<(Claim, ClaimedRow)>,
     /// Keys of which a task waits aside now: others may pass it.
     passed: Vec<Key>,
+    /// Of those that are noted, the ones that are not run.
+    asked: Vec<Claim>,
     rejected: Vec<(Claim, Not)>,
     bytes: usize,
     /// What queues say for their tasks.
@@ -147,8 +146,10 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
         limited: Vec::new(),
         in_writing: Vec::new(),
         overdue: Vec::new(),
+        given_up: Vec::new(),
         noted: Vec::new(),
         passed: Vec::new(),
+        asked: Vec::new(),
         rejected: Vec::new(),
         bytes: 0,
         defaults: defaults::of(slot),
@@ -190,6 +191,10 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
     }
     if !hand_out.in_writing.is_empty() {
         claimed.count += hand_out.claim_in_writing(spi, output);
+        hand_out.settle();
+    }
+    if !hand_out.given_up.is_empty() {
+        claimed.count += hand_out.ask_instead(spi, output);
         hand_out.settle();
     }
     // What is full is not idle: the worker is told that there is more.
@@ -262,12 +267,10 @@ impl HandOut<'_> {
         }
         // SAFETY: the column is a jsonb, and the row stays in its buffer.
         let deadline = task.options.and_then(|options| unsafe { options::deadline(options) });
-        if let Some(deadline) = deadline.filter(|&deadline| deadline < background::now()) {
-            let queue = self.queues.iter().find(|(queue, _)| *queue == taken.queue);
-            let queue = queue.map_or(QueueName::EMPTY, |(_, name)| *name);
-            let due = background::now() + written::BUSY;
-            let again = Hint { due, id: claim.id, priority: taken.priority, queue };
-            self.overdue.push(Overdue { claim, fence: task.fence, deadline, again });
+        let deadline = deadline.filter(|&deadline| deadline < background::now());
+        if deadline.is_some() && !self.worker.gives_up {
+            let overdue = self.given_up(taken, task.fence, kind, deadline);
+            self.overdue.push(overdue);
             return false;
         }
         if let Some(key) = key {
@@ -287,17 +290,34 @@ impl HandOut<'_> {
                 return false;
             }
         }
+        if deadline.is_some() {
+            let overdue = self.given_up(taken, task.fence, kind, deadline);
+            self.given_up.push(overdue);
+            return false;
+        }
         if locked || updated_at < shmem::crash_barrier() {
             // The row leaves its buffer before it is written.
             // SAFETY: the column is a jsonb.
             let options = task.options.map(|options| unsafe { jsonb::copy(options) });
-            self.in_writing.push(InWriting { claim, fence: task.fence, kind, place, options });
+            let again = self.again(taken);
+            self.in_writing.push(InWriting { claim, fence: task.fence, kind, place, options, again });
             return false;
         }
         let noted = ClaimedRow { fence: task.fence, kind, place, counted: false };
         self.noted.push((claim, noted));
         self.hand_over(&task, output);
         true
+    }
+
+    fn given_up(&self, taken: &Taken, fence: i64, kind: Kind, deadline: Option<Micros>) -> GivenUp {
+        GivenUp { claim: taken.claim, fence, kind, deadline, again: self.again(taken) }
+    }
+
+    /// When to look at a task again whose row someone is changing.
+    fn again(&self, taken: &Taken) -> Hint {
+        let queue = self.queues.iter().find(|(queue, _)| *queue == taken.queue);
+        let queue = queue.map_or(QueueName::EMPTY, |(_, name)| *name);
+        Hint { due: background::now() + written::BUSY, id: taken.claim.id, priority: taken.priority, queue }
     }
 
     /// What the row says, or why it is not handed out.
@@ -364,15 +384,15 @@ impl HandOut<'_> {
     /// Parks the tasks whose deadlines have passed. A row that someone is changing is looked at again.
     fn park_overdue(&mut self, spi: &Connected) {
         let overdue = std::mem::take(&mut self.overdue);
-        let mut deadlines: Vec<Datum> = overdue.iter().map(|overdue| Datum::from(overdue.deadline)).collect();
+        let deadlines = overdue.iter().map(|overdue| overdue.deadline.and_then(spi::int));
         let arguments = [
             spi::uuid_array(overdue.iter().map(|overdue| &overdue.claim.id)),
             spi::int8_array(overdue.iter().map(|overdue| overdue.fence)),
-            spi::array(&mut deadlines, spi::ElementType::Timestamp),
+            spi::nullable_array(deadlines, spi::ElementType::Timestamp),
         ];
         let rows = PARK_OVERDUE.with(|statement| statement.run(spi, &arguments, false));
         let parked: Vec<TaskId> = (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect();
-        for Overdue { claim, again, .. } in overdue {
+        for GivenUp { claim, again, .. } in overdue {
             let not = if parked.contains(&claim.id) { Not::Runnable } else { Not::Here(again) };
             self.rejected.push((claim, not));
         }
@@ -382,9 +402,13 @@ impl HandOut<'_> {
     fn claim_in_writing(&mut self, spi: &Connected, output: &mut Output) -> u32 {
         let chosen = std::mem::take(&mut self.in_writing);
         let limit = |kind: &Kind| self.worker.retry_limit(*kind).unwrap_or(0);
-        let rows = written::write(spi, &self.worker.id, &chosen, limit);
+        let rows = written::write(spi, &self.worker.id, &chosen, limit, self.worker.gives_up);
         let mut count = 0;
-        for InWriting { claim, kind, options, .. } in chosen {
+        for InWriting { claim, fence, kind, options, again, .. } in chosen {
+            if rows.is_exhausted(&claim) {
+                self.given_up.push(GivenUp { claim, fence, kind, deadline: None, again });
+                continue;
+            }
             match rows.of(&claim, options) {
                 written::Written::Run(task, place) => {
                     let noted = ClaimedRow { fence: task.fence, kind, place, counted: true };
@@ -399,15 +423,36 @@ impl HandOut<'_> {
         count
     }
 
+    /// Hands out tasks that are not to be run, but given up by their steps' code.
+    fn ask_instead(&mut self, spi: &Connected, output: &mut Output) -> u32 {
+        let chosen = std::mem::take(&mut self.given_up);
+        let asked = given_up::read(spi, &chosen);
+        let mut count = 0;
+        for GivenUp { claim, kind, again, .. } in chosen {
+            match asked.task(&claim) {
+                Some((task, place)) => {
+                    let noted = ClaimedRow { fence: task.fence, kind, place, counted: false };
+                    self.noted.push((claim, noted));
+                    self.asked.push(claim);
+                    self.hand_over(&task, output);
+                    count += 1;
+                }
+                None => self.rejected.push((claim, Not::Here(again))),
+            }
+        }
+        count
+    }
+
     /// Tells memory what the rows said. What is known about rejected ones is true whatever becomes of the transaction.
     fn settle(&mut self) {
-        let Self { slot, noted, passed, rejected, .. } = self;
+        let Self { slot, noted, passed, asked, rejected, .. } = self;
         let slot = *slot;
         let mut hints = Vec::with_capacity(rejected.len());
         let wants_look = slot.with_board(|board| {
             for (claim, row) in noted.drain(..) {
                 board.note_row(&claim, &row);
             }
+            asked.drain(..).for_each(|claim| board.note_asked(&claim));
             for (claim, not) in rejected.iter() {
                 board.withdraw(claim);
                 match not {
@@ -447,7 +492,9 @@ fn later(row: &TaskRow<'_>, wakeup_at: Micros, now: Micros) -> Option<Micros> {
     }
     // Its worker may have lived through the restart.
     let trusted = shmem::trust_locks_until();
-    (now < trusted && row.datum(Column::LockedBy).is_some()).then_some(trusted)
+    // SAFETY: the column is a uuid.
+    let holder = row.datum(Column::LockedBy).map(|holder| unsafe { spi::uuid_from(holder) });
+    (now < trusted && holder.is_some_and(|holder| holder != given_up::NOBODY)).then_some(trusted)
 }
 
 /// The claims whose results this call has brought.

@@ -77,6 +77,8 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
         return Err(Error::WorkerName { limit: MAX_NAME, got: name.len() });
     }
     let bind = call.required(6, "bind")?.value() & 0xff != 0;
+    // An older declaration does not have it.
+    let gives_up = call.datum(12).is_some_and(|gives_up| gives_up.value() & 0xff != 0);
     let held = held(call)?;
     // SAFETY: plain reads of this process' state; the function runs as the extension's owner, the caller is the outer user.
     let (role, pid) = unsafe { (pg_sys::GetOuterUserId().to_u32(), pg_sys::MyProcPid) };
@@ -100,6 +102,7 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
         };
         let limit = guc::MAX_WORKERS.get();
         let place = board.register(&registration, now).map_err(|_| Error::WorkersFull { limit })?;
+        board.workers[place].gives_up = gives_up;
         Ok::<_, Error>((place, board.workers[place].generation))
     })?;
     if bind {
@@ -118,7 +121,8 @@ sql_function!(
     register,
     "register(
         worker uuid, queues text[], steps text[], retry_limits integer[], lease interval, name text, bind boolean,
-        held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer, weights integer[])
+        held_ids uuid[], held_fences bigint[], held_tokens bigint[], protocol integer, weights integer[],
+        gives_up boolean)
      RETURNS record (channel text, refused uuid[], registration bigint)"
 );
 

@@ -84,6 +84,13 @@ thread_local! {
         update!(""),
         UPDATE_TYPES,
     ) };
+    // The fence stays: the transition follows.
+    static FORGET_DEADLINES: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET options = NULLIF(t.options OPERATOR(pg_catalog.-) 'deadline'::pg_catalog.text, '{}') \
+          FROM unnest($1, $2) AS d (id, fence) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.options OPERATOR(pg_catalog.?) 'deadline'",
+        &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID],
+    ) };
     // The table of an older version has no column for the last errors: they are named only where there are some.
     static UPDATE_ERRORS: Statement = const { Statement::new(
         update!(" errors = COALESCE(d.errors::pg_catalog.jsonb, t.errors),"),
@@ -113,8 +120,10 @@ pub enum Outcome {
     GiveUp { error: String, give_up: Option<Datum>, due: Option<Micros> },
     /// 9: not yet; again at a moment, without an attempt.
     Snooze(Micros),
-    /// What is made of 3, 4 or 8 when the task goes on with another step instead of being parked.
+    /// What is made of 3, 4 or 8 when the task goes on with another step instead of being parked; 11 with a step.
     Instead(Datum),
+    /// 11: not run, and the step's code has named no step to go on with instead.
+    GivenUp(String),
 }
 
 /// A result as the worker brought it.
@@ -191,7 +200,11 @@ pub fn read(call: &Call) -> Result<Vec<StepResult>, Error> {
                 due: at(&delays, index).map(|delay| due_after(delay.value() as i64)).transpose()?,
             },
             9 => Outcome::Snooze(delay()?),
-            got => return Err(Error::OutOfRange { name: "outcomes", low: 0, high: 10, got }),
+            11 => match at(&steps, index) {
+                Some(step) => Outcome::Instead(step),
+                None => Outcome::GivenUp(error()?),
+            },
+            got => return Err(Error::OutOfRange { name: "outcomes", low: 0, high: 11, got }),
         };
         results.push(StepResult {
             id,
@@ -242,6 +255,7 @@ fn valid(outcome: Outcome) -> Outcome {
     let (what, checked) = match &outcome {
         Outcome::Next(step)
         | Outcome::NextAt(step, _)
+        | Outcome::Instead(step)
         | Outcome::Retry { give_up: Some(step), .. }
         | Outcome::Park { give_up: Some(step), .. }
         // SAFETY: declared as jsonb[].
@@ -442,6 +456,7 @@ impl Writer<'_> {
         }
         let (slot, results, held) = (self.slot, self.results, self.held);
         let mut went_on = self.go_on(updates);
+        forget_deadlines(self.spi, results, updates);
         let rows = (!updates.is_empty()).then(|| update(self.spi, results, held, &self.errors, updates));
         let rows_by_id = rows.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)));
         let by_id: FxHashMap<TaskId, (&spi::Rows, usize)> =
@@ -518,6 +533,23 @@ impl Writer<'_> {
     }
 }
 
+/// What a task goes on with instead of being parked is begun whatever its deadline was.
+fn forget_deadlines(spi: &Connected, results: &[StepResult], updates: &[usize]) {
+    let chosen: Vec<&StepResult> = updates
+        .iter()
+        .map(|&index| &results[index])
+        .filter(|result| matches!(result.outcome, Outcome::Instead(_)))
+        .collect();
+    if chosen.is_empty() {
+        return;
+    }
+    let arguments = [
+        spi::uuid_array(chosen.iter().map(|result| &result.id)),
+        spi::int8_array(chosen.iter().map(|result| result.fence)),
+    ];
+    FORGET_DEADLINES.with(|statement| statement.run(spi, &arguments, false));
+}
+
 fn update(
     spi: &Connected,
     results: &[StepResult],
@@ -536,7 +568,7 @@ fn update(
         _ => None,
     });
     let errors = chosen().map(|result| match &result.outcome {
-        Outcome::Park { error, .. } | Outcome::Broken(error) => spi::text(error),
+        Outcome::Park { error, .. } | Outcome::Broken(error) | Outcome::GivenUp(error) => spi::text(error),
         _ => None,
     });
     let add = updates.iter().map(|&index| {

@@ -11,6 +11,7 @@ use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use rustc_hash::FxHashMap;
+use rustc_hash::FxHashSet;
 
 use super::claim::InWriting;
 use super::output::Task;
@@ -84,17 +85,21 @@ pub enum Written {
 
 /// The rows that were written, and those that were not.
 pub struct WrittenRows {
-    rows: Rows,
+    rows: Option<Rows>,
     by_id: FxHashMap<TaskId, usize>,
     busy: FxHashMap<TaskId, Hint>,
+    /// Those that have had all their chances and are left as they are.
+    exhausted: FxHashSet<TaskId>,
 }
 
-/// Writes the claims down. `retry_limit` tells how often a step's worker would retry it, where the task itself does not say.
+/// Writes the claims down. `retry_limit` tells how often a step's worker would retry it, where the task itself does not say. With `asks` the row of
+/// a task that has had all its chances is left as it is: its step's code is asked before it is parked.
 pub fn write(
     spi: &Connected,
     worker: &WorkerId,
     chosen: &[InWriting],
     retry_limit: impl Fn(&Kind) -> i32,
+    asks: bool,
 ) -> WrittenRows {
     let lost_limit = guc::LOST_LIMIT.get();
     // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
@@ -107,10 +112,27 @@ pub fn write(
         })
         .collect();
     table.close();
-    let retries = chosen.iter().zip(&rows).map(|(chosen, row)| {
+    let limit = |chosen: &InWriting, row: &Option<Failing>| {
         let own = row.as_ref().and_then(|row| row.policy.limit());
-        spi::int(own.unwrap_or_else(|| retry_limit(&chosen.kind)).max(lost_limit).saturating_add(1))
-    });
+        own.unwrap_or_else(|| retry_limit(&chosen.kind)).max(lost_limit).saturating_add(1)
+    };
+    let exhausted: FxHashSet<TaskId> = chosen
+        .iter()
+        .zip(&rows)
+        .filter(|(chosen, row)| asks && row.as_ref().is_some_and(|r| r.tried >= limit(chosen, row)))
+        .map(|(chosen, _)| chosen.claim.id)
+        .collect();
+    let (chosen, rows): (Vec<&InWriting>, Vec<Option<Failing>>) =
+        chosen.iter().zip(rows).filter(|(chosen, _)| !exhausted.contains(&chosen.claim.id)).unzip();
+    if chosen.is_empty() {
+        return WrittenRows {
+            rows: None,
+            by_id: FxHashMap::default(),
+            busy: FxHashMap::default(),
+            exhausted,
+        };
+    }
+    let retries = chosen.iter().zip(&rows).map(|(chosen, row)| spi::int(limit(chosen, row)));
     let errors: Vec<Option<Datum>> = rows
         .iter()
         .map(|row| {
@@ -143,16 +165,20 @@ pub fn write(
             }
         }
     }
-    WrittenRows { rows, by_id, busy }
+    WrittenRows { rows: Some(rows), by_id, busy, exhausted }
 }
 
 impl WrittenRows {
+    /// Whether the step's code is to be asked what to do instead of parking the task.
+    pub fn is_exhausted(&self, claim: &Claim) -> bool {
+        self.exhausted.contains(&claim.id)
+    }
+
     /// What became of a claim; the options are those of its row.
     pub fn of(&self, claim: &Claim, options: Option<Datum>) -> Written {
-        let Some(&row) = self.by_id.get(&claim.id) else {
+        let (Some(&row), Some(rows)) = (self.by_id.get(&claim.id), &self.rows) else {
             return self.busy.get(&claim.id).map_or(Written::Parked, |hint| Written::Changed(*hint));
         };
-        let rows = &self.rows;
         let (Some(queue), Some(step), true) = (rows.datum(row, 6), rows.datum(row, 7), rows.bool(row, 3))
         else {
             return Written::Parked;

@@ -13,6 +13,7 @@ use pgrx::pg_sys;
 
 use crate::defaults;
 use crate::failure::Failing;
+use crate::handout::NOBODY;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
@@ -30,18 +31,21 @@ const TIMES: pg_sys::Oid = pg_sys::TIMESTAMPTZARRAYOID;
 /// Claims that are written down in one statement.
 const WRITE_BATCH: usize = 1_000;
 
-const LOSE_TYPES: &[pg_sys::Oid] = &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID, pg_sys::TEXTARRAYOID];
+const LOSE_TYPES: &[pg_sys::Oid] =
+    &[UUIDS, INT8S, INT4S, INT4S, pg_sys::UUIDOID, pg_sys::TEXTARRAYOID, INT4S, pg_sys::UUIDOID];
 
 macro_rules! lose {
     ($errors:literal) => {
         sql!(
             "UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) d.add, ",
             $errors,
-            "   fence = t.fence OPERATOR(pg_catalog.+) 1, locked_by = NULL, locked_at = NULL, updated_at = pg_catalog.now(), \
-                error = CASE WHEN t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
+            "   fence = t.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now(), \
+                locked_by = CASE WHEN d.asks OPERATOR(pg_catalog.=) 1 THEN $8 END, \
+                locked_at = CASE WHEN d.asks OPERATOR(pg_catalog.=) 1 THEN pg_catalog.clock_timestamp() END, \
+                error = CASE WHEN d.asks OPERATOR(pg_catalog.=) 0 AND t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
                     THEN pg_catalog.format('the worker was lost while it ran this step (attempt %s, worker %s)', \
                         t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
-              FROM unnest($1, $2, $3, $4, $6) AS d (id, fence, retries, add, errors) \
+              FROM unnest($1, $2, $3, $4, $6, $7) AS d (id, fence, retries, add, errors, asks) \
               WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
                 AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
                     SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
@@ -56,6 +60,22 @@ thread_local! {
     static LOSE: Statement = const { Statement::new(lose!(""), LOSE_TYPES) };
     static LOSE_ERRORS: Statement =
         const { Statement::new(lose!("errors = COALESCE(d.errors::pg_catalog.jsonb, t.errors),"), LOSE_TYPES) };
+    static PARK_ASKED: Statement = const { Statement::new(
+        c"UPDATE pg_task.task AS t SET fence = t.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now(), \
+            locked_by = NULL, locked_at = NULL, \
+            error = CASE WHEN (t.options OPERATOR(pg_catalog.->>) 'deadline')::pg_catalog.timestamptz OPERATOR(pg_catalog.<) pg_catalog.now() \
+                THEN pg_catalog.format('the task was not begun before its deadline, %s', \
+                    (t.options OPERATOR(pg_catalog.->>) 'deadline')::pg_catalog.timestamptz) \
+                ELSE pg_catalog.format('the worker was lost while it ran this step (attempt %s)', t.tried) END \
+          FROM unnest($1, $2) AS d (id, fence) \
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
+            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
+                  ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
+                FOR UPDATE OF f SKIP LOCKED)) \
+          RETURNING t.id",
+        &[UUIDS, INT8S],
+    ) };
     // What LOSE has passed over although the row is the one that was claimed: someone holds its lock.
     static LOCKED: Statement = const { Statement::new(
         c"SELECT t.id FROM unnest($1, $2) AS d (id, fence) JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) d.id \
@@ -103,8 +123,21 @@ pub fn kept_epoch(spi: &Connected) -> i64 {
 /// Writes down that a worker was lost: the attempt of each task that it held is counted, and the task is ready again or parked.
 ///
 /// Nobody waits here for a user's open transaction: returns the tasks whose rows are locked, for another try.
-pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_limit: i32) -> HashSet<TaskId> {
-    let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.fence >= 0).collect();
+///
+/// With `asks` a task that has had all its chances is left for the next worker once, whose code for the step is asked before it is parked.
+pub fn write_loss(
+    spi: &Connected,
+    worker: &WorkerId,
+    claims: &[Entry],
+    lost_limit: i32,
+    asks: bool,
+) -> HashSet<TaskId> {
+    let (asked, claims): (Vec<&Entry>, Vec<&Entry>) =
+        claims.iter().filter(|claim| claim.fence >= 0).partition(|claim| claim.is_asked());
+    let mut locked = park_asked(spi, &asked);
+    if claims.is_empty() {
+        return locked;
+    }
     let defaults = defaults::mine();
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
     let rows: Vec<Option<Failing>> = claims
@@ -112,16 +145,26 @@ pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_lim
         .map(|claim| Failing::read(&mut table, &claim.id, claim.place, claim.fence, defaults.as_deref()))
         .collect();
     table.close();
-    let limits = claims.iter().zip(&rows).map(|(claim, row)| {
-        let own = row.as_ref().and_then(|row| row.policy.limit());
-        i64::from(own.unwrap_or(claim.retry_limit).max(lost_limit))
+    let limits: Vec<i64> = claims
+        .iter()
+        .zip(&rows)
+        .map(|(claim, row)| {
+            let own = row.as_ref().and_then(|row| row.policy.limit());
+            i64::from(own.unwrap_or(claim.retry_limit).max(lost_limit))
+        })
+        .collect();
+    let attempt = |claim: &Entry, row: &Failing| row.tried.saturating_add(i32::from(!claim.is_counted()));
+    // Once: whatever was counted beside it, it is parked then.
+    let is_asked = claims.iter().zip(&rows).zip(&limits).map(|((claim, row), limit)| {
+        let is_first = |row: &Failing| i64::from(attempt(claim, row)) == limit + 1;
+        i64::from(asks && row.as_ref().is_some_and(is_first))
     });
     let errors: Vec<Option<pg_sys::Datum>> = claims
         .iter()
         .zip(&rows)
         .map(|(claim, row)| {
             let row = row.as_ref()?;
-            let attempt = row.tried.saturating_add(i32::from(!claim.is_counted()));
+            let attempt = attempt(claim, row);
             let error = "the worker was lost while it ran this step";
             row.errors_after(attempt, Some(error), worker).as_deref().and_then(spi::text)
         })
@@ -130,16 +173,33 @@ pub fn write_loss(spi: &Connected, worker: &WorkerId, claims: &[Entry], lost_lim
     let arguments = [
         spi::uuid_array(claims.iter().map(|claim| &claim.id)),
         spi::int8_array(claims.iter().map(|claim| claim.fence)),
-        int4_array(limits),
+        int4_array(limits.iter().copied()),
         int4_array(claims.iter().map(|claim| i64::from(!claim.is_counted()))),
         Some(spi::uuid(worker)),
         spi::nullable_array(errors.into_iter(), ElementType::Text),
+        int4_array(is_asked),
+        Some(spi::uuid(&NOBODY)),
     ];
-    if statement.with(|statement| statement.run(spi, &arguments, false)).len() == claims.len() {
+    if statement.with(|statement| statement.run(spi, &arguments, false)).len() < claims.len() {
+        // The rows that were written have another fence now.
+        let arguments = [arguments[0], arguments[1]];
+        locked.extend(LOCKED.with(|statement| ids(&statement.run(spi, &arguments, false))));
+    }
+    locked
+}
+
+/// Parks tasks whose worker was lost while it was only asked what to do instead. No attempt is counted: none was made.
+fn park_asked(spi: &Connected, asked: &[&Entry]) -> HashSet<TaskId> {
+    if asked.is_empty() {
         return HashSet::new();
     }
-    // The rows that were written have another fence now.
-    let arguments = [arguments[0], arguments[1]];
+    let arguments = [
+        spi::uuid_array(asked.iter().map(|claim| &claim.id)),
+        spi::int8_array(asked.iter().map(|claim| claim.fence)),
+    ];
+    if PARK_ASKED.with(|statement| statement.run(spi, &arguments, false)).len() == asked.len() {
+        return HashSet::new();
+    }
     LOCKED.with(|statement| ids(&statement.run(spi, &arguments, false)))
 }
 

@@ -430,16 +430,16 @@ impl Ticker {
             let lost = self.slot.with_board(|board| {
                 let worker = board.take_lost(grace, now)?;
                 let claims: Vec<Entry> = board.claims_of(worker).copied().collect();
-                Some((worker, board.workers[worker].id, claims))
+                Some((worker, board.workers[worker].id, board.workers[worker].gives_up, claims))
             });
-            let Some((worker, id, claims)) = lost else { return Ok(()) };
+            let Some((worker, id, asks, claims)) = lost else { return Ok(()) };
             let mut locked = HashSet::new();
             if !claims.is_empty() {
                 let limit = guc::LOST_LIMIT.get();
                 locked = background::transaction(|| {
                     // Handed out again under an attempt that a crash could take back, a task would be tried more often than its limit.
                     background::flush_at_commit();
-                    spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit))
+                    spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit, asks))
                 })?;
                 let written = claims.len() - locked.len();
                 if written > 0 {

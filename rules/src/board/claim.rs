@@ -4,6 +4,7 @@ use super::Board;
 use super::Leaving;
 use super::QueueId;
 use super::group::APART;
+use super::layout::ASKED;
 use super::layout::CANCEL_TOLD;
 use super::layout::CANCELLED;
 use super::layout::COUNTED;
@@ -191,6 +192,13 @@ impl Board<'_> {
             if self.head.gates > 0 {
                 self.count_kind_in(index);
             }
+        }
+    }
+
+    /// The worker does not run the task: it is asked what to do instead of parking it. Nothing is written down about that.
+    pub fn note_asked(&mut self, claim: &Claim) {
+        if let Some(index) = self.find_claim(&claim.id, claim.token) {
+            self.entries[index as usize].flags |= ASKED | WRITTEN;
         }
     }
 

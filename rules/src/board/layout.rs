@@ -167,6 +167,9 @@ pub(super) const SPENT: u8 = 16;
 /// The claim counts against the limit of its step.
 pub(super) const ADMITTED: u8 = 32;
 
+/// The worker does not run the task: it is asked what to do instead of parking it.
+pub(super) const ASKED: u8 = 64;
+
 /// A task that is ready or claimed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
@@ -238,7 +241,12 @@ impl Entry {
 
     /// Whether the claim is written in the row.
     pub fn is_written(&self) -> bool {
-        self.flags & WRITTEN != 0
+        self.flags & (ASKED | WRITTEN) == WRITTEN
+    }
+
+    /// Whether the worker does not run the task, but is asked what to do instead of parking it.
+    pub fn is_asked(&self) -> bool {
+        self.flags & ASKED != 0
     }
 
     /// Whether the row's `tried` counts this attempt already.
@@ -331,6 +339,8 @@ pub struct WorkerSlot {
     /// A notification about a stop or a cancelled task is on its way.
     pub(super) nudged: bool,
     pub(super) all_kinds: bool,
+    /// It can be asked what a step's code does about a task that is to be parked without a run.
+    pub gives_up: bool,
     /// Its name.
     pub name: Label,
     pub(super) queues: [QueueId; MAX_QUEUES_PER_WORKER],
@@ -369,6 +379,7 @@ impl WorkerSlot {
         stop: false,
         nudged: false,
         all_kinds: true,
+        gives_up: false,
         name: Label::EMPTY,
         queues: [QueueId(0); MAX_QUEUES_PER_WORKER],
         weights: Weights::NONE,

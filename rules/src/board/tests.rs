@@ -393,6 +393,29 @@ fn claims_are_written_down_once_when_they_are_old_enough() {
 }
 
 #[test]
+fn nothing_is_written_down_about_a_task_whose_worker_is_only_asked() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
+    let claim = claim_all(&mut board, worker, 1, 10)[0];
+    let row = ClaimedRow { fence: 4, kind: Kind::new("a", "b"), counted: false, place: Place::UNKNOWN };
+    board.note_row(&claim, &row);
+    board.note_asked(&claim);
+    assert_eq!(board.oldest_unwritten(), None);
+    let mut out = Vec::new();
+    board.take_unwritten(15, 10, &mut out);
+    assert!(out.is_empty());
+    let entry = *board.claim_of(&id(1)).expect("claimed");
+    assert!(entry.is_asked() && !entry.is_written() && !entry.is_counted());
+    // Given back, it may be run by the next one.
+    board.give_back(&claim.id, claim.token);
+    let claim = claim_all(&mut board, worker, 1, 20)[0];
+    board.note_row(&claim, &row);
+    assert!(board.claim_of(&id(1)).is_some_and(|entry| !entry.is_asked()));
+}
+
+#[test]
 fn names_of_queues_that_nothing_uses_make_place_for_others() {
     let mut memory = small();
     let mut board = memory.board();

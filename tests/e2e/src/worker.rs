@@ -201,7 +201,7 @@ impl Step<Test, Context> for Slow {
 }
 
 /// Fails in every way there is: `plain`, `never` (for good), `after` (again after an hour), `snooze` (is not ready at its first run), `undo` (goes
-/// on with a note instead of being parked).
+/// on with a note instead of being parked), `undo abort` (the same, and takes its process down).
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Flaky {
     how: String,
@@ -233,6 +233,7 @@ impl Step<Test, Context> for Flaky {
                 NextStep::snooze(Duration::from_millis(1))
             }
             "snooze" => NextStep::none(),
+            "undo abort" => std::process::abort(),
             _ => Err("not today".into()),
         }
     }
@@ -247,7 +248,7 @@ impl Step<Test, Context> for Flaky {
     }
 
     fn give_up(self, error: &StepError) -> Option<Test> {
-        (self.how == "undo").then(|| Note { key: format!("undone: {error}") }.into())
+        self.how.starts_with("undo").then(|| Note { key: format!("undone: {error}") }.into())
     }
 }
 

@@ -232,11 +232,148 @@ async fn a_lost_worker_is_a_failure_and_the_task_s_own_policy_holds_for_it() -> 
         assert!(!worker.ended().await?);
         db.until(&format!("SELECT tried = {attempt} FROM pg_task.task")).await?;
     }
-    db.until("SELECT count(*) = 1 FROM pg_task.failed").await?;
+    // The next worker is asked what to do instead, and names nothing.
+    assert_eq!(db.ask("SELECT count(*) FROM pg_task.failed").await?, "0");
+    let worker = db.known_worker(options(&ledger)).await?;
+    db.until("SELECT count(*) = 1 FROM pg_task.failed WHERE tried = 2").await?;
+    let error = db.ask("SELECT error FROM pg_task.failed").await?;
+    assert_eq!(error, "the worker was lost while it ran this step (attempt 2)");
     assert_eq!(
         db.ask("SELECT string_agg(attempt::text, ',') || ' ' || min(error) FROM pg_task.task_errors").await?,
         "1,2 the worker was lost while it ran this step"
     );
+    drop(worker);
+    // A worker that cannot be asked does not keep it from being parked.
+    db.run(r#"TRUNCATE pg_task.task; SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
+    let mut session = db.session().await?;
+    session.run(&format!("SELECT pg_task.register({WORKER})")).await?;
+    db.until(&format!("SELECT count(*) = 1 FROM pg_task.exchange({WORKER}, 1) WHERE event = 0")).await?;
+    drop(session);
+    db.until("SELECT count(*) = 1 FROM pg_task.failed WHERE tried = 1").await
+}
+
+#[tokio::test]
+async fn a_step_whose_worker_is_lost_too_often_goes_on_with_the_one_that_its_code_names() -> Result<()> {
+    let server = own_server("e2e-retries-undo", &["pg_task.worker_grace = 50", "pg_task.lost_limit = 0"])?;
+    let (db, ledger) = (Database::create(&server).await?, Ledger::new("undo-lost")?);
+    let flaky = flaky("undo abort");
+    db.run(&format!(
+        r#"SELECT pg_task.enqueue({flaky}, options => '{{"retry": {{"limit": 0}}, "meta": {{"a": 1}}}}')"#
+    ))
+    .await?;
+    let mut worker = db.worker(options(&ledger))?;
+    assert!(!worker.ended().await?);
+    db.until("SELECT tried = 1 AND locked_by IS NOT NULL FROM pg_task.task").await?;
+    // Whoever is asked gets the reason beside the task's own options; this one is lost before it answers.
+    let mut asked = db.session().await?;
+    asked.run(&format!("SELECT pg_task.register({WORKER}, gives_up => true)")).await?;
+    db.until("SELECT ready = 1 FROM pg_task.scheduler").await?;
+    asked
+        .run(&format!(
+            "CREATE TEMP TABLE claim AS SELECT * FROM pg_task.exchange({WORKER}, 1) WHERE event = 0"
+        ))
+        .await?;
+    assert_eq!(
+        asked.ask("SELECT concat(options - 'retry', ' ', tried) FROM claim").await?,
+        r#"{"meta": {"a": 1}, "give_up": "the worker was lost while it ran this step (attempt 1)"} 1"#
+    );
+    drop(asked);
+    // Once and no more: it is parked, and no attempt is counted, for none was made.
+    db.until("SELECT count(*) = 1 FROM pg_task.failed WHERE tried = 1 AND error = 'the worker was lost while it ran this step (attempt 1)'").await?;
+    db.run("SELECT pg_task.resume(id) FROM pg_task.task").await?;
+    let mut worker = db.worker(options(&ledger))?;
+    assert!(!worker.ended().await?);
+    db.until("SELECT tried = 1 AND locked_by IS NOT NULL FROM pg_task.task").await?;
+    let _worker = db.known_worker(options(&ledger)).await?;
+    db.until_done().await?;
+    assert_eq!(
+        ledger.lines(),
+        ["undo abort 1", "undo abort 1", "undone: the worker was lost while it ran this step (attempt 1)"]
+    );
+    Ok(())
+}
+
+/// Asks for a task until there is one: memory may still have an entry of one that is gone, which yields nothing.
+async fn claimed(session: &mut Session, ask: &str) -> Result<()> {
+    for _ in 0..10_000 {
+        session.run(ask).await?;
+        if session.ask("SELECT count(*) FROM claim").await? == "1" {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    anyhow::bail!("nothing is handed out")
+}
+
+#[tokio::test]
+async fn what_a_worker_answers_when_it_is_asked_is_one_transition_under_its_fence() -> Result<()> {
+    let db = database().await?;
+    let mut session = db.session().await?;
+    session.run(&format!("SELECT pg_task.register({WORKER}, gives_up => true)")).await?;
+    let ask = format!(
+        "DROP TABLE IF EXISTS claim; CREATE TEMP TABLE claim AS SELECT * FROM pg_task.exchange({WORKER}, 1) WHERE event = 0"
+    );
+    let bring = |more: &str| {
+        format!(
+            "SELECT coalesce(string_agg(e.event::text, ','), '') FROM claim AS c, pg_task.exchange({WORKER}, 0, ARRAY[c.id], ARRAY[c.fence], ARRAY[c.token], '{{11}}', {more}) AS e"
+        )
+    };
+    let overdue = r#"SELECT pg_task.enqueue('{"A": {"B": 1}}', options => '{"deadline": "2020-01-01T00:00:00Z", "tags": ["a"]}')"#;
+    for (changed, answer, refused, row) in [
+        // Without a step it is parked, and no attempt is counted.
+        (
+            false,
+            "errors => '{late}'",
+            "",
+            r#"0 1 B late {"tags": ["a"], "deadline": "2020-01-01T00:00:00Z"}"#,
+        ),
+        // With one it goes on, whatever its deadline was.
+        (false, r#"ARRAY['{"A": {"C": 1}}'::jsonb]"#, "", r#"0 1 C {"tags": ["a"]}"#),
+        // One that cannot be stored.
+        (
+            false,
+            "ARRAY['7'::jsonb], errors => '{late}'",
+            "",
+            r#"1 1 B the next step was not stored: a step must be an object with one key, the task's name, that holds an object with one key, the step's name {"tags": ["a"], "deadline": "2020-01-01T00:00:00Z"}"#,
+        ),
+        // A user was faster.
+        (
+            true,
+            r#"ARRAY['{"A": {"C": 1}}'::jsonb]"#,
+            "2",
+            r#"0 4294967296 D {"tags": ["a"], "deadline": "2020-01-01T00:00:00Z"}"#,
+        ),
+    ] {
+        session.run(&format!("SELECT pg_task.cancel_all(); {overdue}")).await?;
+        claimed(&mut session, &ask).await?;
+        assert_eq!(session.ask("SELECT options ->> 'give_up' LIKE 'the task was not begun before its deadline, %' FROM claim").await?, "true");
+        if changed {
+            session.run(r#"UPDATE pg_task.task SET step = '{"A": {"D": 1}}'"#).await?;
+        }
+        assert_eq!(session.ask(&bring(answer)).await?, refused, "{answer}");
+        let seen = "SELECT concat_ws(' ', tried, fence, (SELECT * FROM jsonb_object_keys(step->'A')), error, options) FROM pg_task.task";
+        assert_eq!(session.ask(seen).await?, row, "{answer}");
+        if changed {
+            // It is asked again about what the user wrote; given back, it is asked once more.
+            claimed(&mut session, &ask).await?;
+            session
+                .run(&format!("SELECT pg_task.exchange({WORKER}, 0, ARRAY[id], ARRAY[fence], ARRAY[token], '{{5}}') FROM claim"))
+                .await?;
+            claimed(&mut session, &ask).await?;
+            assert_eq!(session.ask(&bring("errors => '{late}'")).await?, "");
+        }
+    }
+    assert_eq!(session.ask("SELECT count(*) FROM pg_task.failed").await?, "1");
+    let refusal = session
+        .refusal(&format!(
+            "SELECT pg_task.exchange({WORKER}, 0, ARRAY[pg_task.uuid7()], '{{0}}', '{{0}}', '{{11}}')"
+        ))
+        .await?;
+    assert!(refusal.code == "22004" && refusal.message.contains("errors"), "{refusal:?}");
+    let refusal = session
+        .refusal(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}', options => '{"give_up": "no"}')"#)
+        .await?;
+    assert_eq!(refusal.code, "22023");
     Ok(())
 }
 

@@ -100,6 +100,48 @@ async fn a_task_is_not_begun_after_its_deadline() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_task_whose_deadline_has_passed_goes_on_with_the_step_that_its_code_names_and_then_its_group()
+-> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("deadline-undo")?);
+    let flaky = |group: &str| {
+        format!(
+            r#"SELECT pg_task.enqueue('{{"Test": {{"Flaky": {{"how": "undo"}}}}}}', options => '{{"group": "{group}", "key": "k", "deadline": "2020-01-01T00:00:00Z"}}')"#
+        )
+    };
+    let note = |key: &str, more: &str| {
+        format!(
+            r#"SELECT pg_task.enqueue('{{"Test": {{"Note": {{"key": "{key}"}}}}}}', options => '{{"group": "{}"{more}}}')"#,
+            &key[..1]
+        )
+    };
+    db.run(&flaky("a")).await?;
+    db.run(&note("a 2", "")).await?;
+    // The second of this group has a deadline too, and its code names nothing: parked, it blocks its group as every parked task does.
+    db.run(&note("b 1", "")).await?;
+    db.run(&note("b 2", r#", "deadline": "2020-01-01T00:00:00Z""#)).await?;
+    db.run(&note("b 3", "")).await?;
+    db.run("SELECT pg_task.set_queue('default', key_concurrency => 1)").await?;
+    let _worker = db.known_worker(options(&ledger)).await?;
+    db.until("SELECT count(*) = 2 AND count(error) = 1 FROM pg_task.task").await?;
+    let mut lines = ledger.lines();
+    assert!(
+        lines[..].iter().position(|line| line == "a 2")
+            > lines.iter().position(|line| line.starts_with("undone"))
+    );
+    lines.sort();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(
+        lines[2].starts_with("undone: the task was not begun before its deadline, 2020-01-01"),
+        "{lines:?}"
+    );
+    assert_eq!(db.ask("SELECT head_state || ' ' || waiting FROM pg_task.groups").await?, "parked 1");
+    db.run("SELECT pg_task.cancel(id) FROM pg_task.failed").await?;
+    db.until_done().await?;
+    assert_eq!(ledger.lines().last().map(String::as_str), Some("b 3"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn nobody_waits_for_the_row_of_a_task_whose_deadline_has_passed() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("deadline-lock")?);
     db.run(&format!(

@@ -191,7 +191,7 @@ async fn a_protocol_that_the_other_side_does_not_speak_is_refused_with_what_to_d
         "CREATE OR REPLACE FUNCTION pg_task.register(worker uuid, queues text[] DEFAULT NULL, steps text[] DEFAULT NULL, retry_limits integer[] DEFAULT NULL,
             lease interval DEFAULT '60 s', name text DEFAULT NULL, bind boolean DEFAULT true, held_ids uuid[] DEFAULT NULL,
             held_fences bigint[] DEFAULT NULL, held_tokens bigint[] DEFAULT NULL, protocol integer DEFAULT 1, weights integer[] DEFAULT NULL,
-            OUT channel text, OUT refused uuid[], OUT registration bigint)
+            gives_up boolean DEFAULT false, OUT channel text, OUT refused uuid[], OUT registration bigint)
          LANGUAGE plpgsql AS $$ BEGIN
             RAISE feature_not_supported USING MESSAGE = format('worker protocol %s is not supported', protocol); END $$",
     )

@@ -181,6 +181,11 @@ pub(super) enum Outcome<T> {
         instead: Option<Json<Box<RawValue>>>,
     },
     Snooze(i64),
+    /// Not run: what the step's code says about a task that is to be parked.
+    GivenUp {
+        error: String,
+        instead: Option<Json<Box<RawValue>>>,
+    },
     Release,
     Unknown,
     Broken(String),
@@ -217,15 +222,17 @@ impl<T> Outcome<T> {
             Self::GiveUp { .. } => 8,
             Self::Snooze(_) => 9,
             Self::Retry { exact: true, .. } => 10,
+            Self::GivenUp { .. } => 11,
         }
     }
 
     pub(super) fn step(&self) -> Option<&Json<Box<RawValue>>> {
         match self {
             Self::Next(step, _) | Self::NextAfter(step, _) | Self::Done(Some(step)) => Some(step),
-            Self::Retry { instead, .. } | Self::GiveUp { instead, .. } | Self::Park { instead, .. } => {
-                instead.as_ref()
-            }
+            Self::Retry { instead, .. }
+            | Self::GiveUp { instead, .. }
+            | Self::GivenUp { instead, .. }
+            | Self::Park { instead, .. } => instead.as_ref(),
             _ => None,
         }
     }
@@ -241,6 +248,7 @@ impl<T> Outcome<T> {
         match self {
             Self::Retry { error, .. }
             | Self::GiveUp { error, .. }
+            | Self::GivenUp { error, .. }
             | Self::Park { error, .. }
             | Self::Broken(error) => Some(error),
             _ => None,
@@ -359,6 +367,9 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
         }
     };
     let attempt = Attempt::new(id, fence, tried, &step, json);
+    if let Some(error) = options.as_deref().and_then(given_up) {
+        return Some(finished(attempt.given_up::<T>(error)));
+    }
     let mut context =
         attempt.clone().context(inner.shared.clone(), token, due, (queue, options), control.clone(), &step);
     let limit = time_limit(&context, &step);
@@ -422,6 +433,18 @@ async fn begin_layered<T: Step<T, Context> + 'static>(
         inner.finish(finished(outcome));
     });
     None
+}
+
+/// Why the server will park the task, if it only asks what to do instead.
+fn given_up(options: &[u8]) -> Option<String> {
+    const KEY: &[u8] = b"\"give_up\"";
+    #[derive(serde::Deserialize)]
+    struct Options {
+        give_up: Option<String>,
+    }
+    // Most options have no such key, and are not read for it.
+    options.windows(KEY.len()).any(|part| part == KEY).then_some(())?;
+    serde_json::from_slice::<Options>(options).ok()?.give_up
 }
 
 /// How long an attempt may take: what the task's own options say, else what the step's code says.
@@ -641,6 +664,17 @@ impl Attempt {
                 Outcome::Park { error: text, instead }
             }
         }
+    }
+
+    /// The task is to be parked without a run.
+    fn given_up<T: Step<T, Context>>(&self, error: String) -> Outcome<T> {
+        let instead = self.instead::<T>(&StepError::from(error.clone()));
+        let id = self.id;
+        match instead {
+            Some(_) => error!("[{id}] given up, and goes on with another step: {error}"),
+            None => error!("[{id}] given up: {error}"),
+        }
+        Outcome::GivenUp { error, instead }
     }
 
     /// The step with which the task goes on instead of being parked. The one that failed is gone: it is read again.

@@ -28,10 +28,10 @@ use crate::step::StepInfo;
 const PROTOCOL: i32 = 1;
 
 const REGISTER: &str = "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
-     lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11)";
+     lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11, gives_up => true)";
 
 const REGISTER_WITH_WEIGHTS: &str = "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
-     lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11, weights => $12)";
+     lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11, weights => $12, gives_up => true)";
 
 const PROGRESS: &str = "SELECT event, id FROM pg_task.set_progress_many($1, $2, $3, $4, $5)";
 
