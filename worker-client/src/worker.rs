@@ -6,6 +6,7 @@
 //! - The *dispatcher* owns all state and talks to the others by messages: it decides what to ask for, gathers results while calls are
 //!   under way, and keeps the list of what the worker holds.
 
+mod caught;
 mod dispatcher;
 mod executor;
 mod lane;
@@ -34,12 +35,12 @@ use crate::Step;
 use crate::context::Shared;
 use crate::layer::AnyLayer;
 use crate::schedules;
+pub(crate) use caught::caught;
 use dispatcher::Dispatcher;
 pub(crate) use executor::Attempt;
 pub(crate) use executor::Control;
 pub(crate) use executor::Trial;
 pub(crate) use executor::Tried;
-pub(crate) use executor::caught;
 
 const DEFAULT_LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
