@@ -1,4 +1,5 @@
-//! A tenant with many tasks and one with few: they take turns, and of each two run at once.
+//! A tenant with many tasks and one with few: they take turns, of which the large one has longer ones; of each two run at once, and ten are
+//! begun in a second.
 #![expect(missing_docs, clippy::print_stdout, reason = "an example")]
 
 use std::time::Duration;
@@ -30,7 +31,9 @@ impl Step<Import> for File {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let db = pg_task_examples::init().await?;
-    pg_task::set_queue(&db, "import", pg_task::QueueLimits::new().key_concurrency(2)).await?;
+    let weights = [("large tenant", 3)];
+    let limits = pg_task::QueueLimits::new().key_concurrency(2).key_weights(&weights);
+    pg_task::set_queue(&db, "import", limits.key_rate(10, Duration::from_secs(1)).key_burst(2)).await?;
     for (tenant, count) in [("large tenant", 40), ("small tenant", 4)] {
         for number in 1..=count {
             let task = Tasks::Import(File { tenant: tenant.to_owned(), number }.into());

@@ -12,11 +12,15 @@ CREATE TABLE pg_task.queue (
     retry         jsonb,
     timeout       interval,
     retention     interval,
+    key_rate      integer,
+    key_rate_interval interval,
+    key_burst     integer,
+    key_weights   jsonb,
     CONSTRAINT queue_pkey PRIMARY KEY (name),
     CONSTRAINT queue_name_is_a_name CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 63),
     CONSTRAINT queue_concurrency_is_positive CHECK (concurrency OPERATOR(pg_catalog.>=) 1),
     CONSTRAINT queue_key_concurrency_is_positive CHECK (key_concurrency OPERATOR(pg_catalog.>=) 1),
-    CONSTRAINT queue_keys_are_of_one_queue CHECK (key_concurrency IS NULL OR name OPERATOR(pg_catalog.<>) '*'),
+    CONSTRAINT queue_keys_are_of_one_queue CHECK (key_concurrency IS NULL AND key_rate IS NULL AND key_weights IS NULL OR name OPERATOR(pg_catalog.<>) '*'),
     CONSTRAINT queue_rate_is_in_range CHECK (rate OPERATOR(pg_catalog.>=) 1 AND rate OPERATOR(pg_catalog.<=) 1000000),
     CONSTRAINT queue_rate_interval_is_in_range CHECK (
         rate_interval OPERATOR(pg_catalog.>=) '1 ms'::interval AND rate_interval OPERATOR(pg_catalog.<=) '30 days'::interval
@@ -28,7 +32,19 @@ CREATE TABLE pg_task.queue (
     CONSTRAINT queue_timeout_is_in_range CHECK (
         timeout OPERATOR(pg_catalog.>=) '1 ms'::interval AND timeout OPERATOR(pg_catalog.<=) '3650 days'::interval
     ),
-    CONSTRAINT queue_retention_is_not_negative CHECK (retention OPERATOR(pg_catalog.>=) '0'::interval)
+    CONSTRAINT queue_retention_is_not_negative CHECK (retention OPERATOR(pg_catalog.>=) '0'::interval),
+    CONSTRAINT queue_key_rate_is_in_range CHECK (key_rate OPERATOR(pg_catalog.>=) 1 AND key_rate OPERATOR(pg_catalog.<=) 1000000),
+    CONSTRAINT queue_key_rate_interval_is_in_range CHECK (
+        key_rate_interval OPERATOR(pg_catalog.>=) '1 ms'::interval AND key_rate_interval OPERATOR(pg_catalog.<=) '30 days'::interval
+    ),
+    CONSTRAINT queue_key_burst_is_in_range CHECK (key_burst OPERATOR(pg_catalog.>=) 1 AND key_burst OPERATOR(pg_catalog.<=) 1000000),
+    CONSTRAINT queue_key_rate_is_whole CHECK (
+        (key_rate IS NULL) OPERATOR(pg_catalog.=) (key_rate_interval IS NULL) AND (key_burst IS NULL OR key_rate IS NOT NULL)
+    ),
+    CONSTRAINT queue_key_weights_are_weights CHECK (
+        pg_catalog.jsonb_typeof(key_weights) OPERATOR(pg_catalog.=) 'object'
+        AND NOT pg_catalog.jsonb_path_exists(key_weights, 'strict $.* ? (@.type() != "number" || @ < 1 || @ > 100 || @.floor() != @)')
+    )
 );
 COMMENT ON TABLE pg_task.queue IS
     'Settings of queues, one row for each that has some; the name * stands for all queues together. pg_task.set_queue, pause_queue, resume_queue and drop_queue change it';
@@ -45,6 +61,15 @@ COMMENT ON COLUMN pg_task.queue.timeout IS 'How long an attempt of its tasks may
 COMMENT ON COLUMN pg_task.queue.retention IS 'How long the history keeps what became of its tasks; 0: none of it; NULL: as pg_task.history_retention says';
 COMMENT ON CONSTRAINT queue_timeout_is_in_range ON pg_task.queue IS '1 millisecond to 10 years';
 COMMENT ON CONSTRAINT queue_retention_is_not_negative ON pg_task.queue IS '0 for a queue whose tasks leave no history';
+COMMENT ON COLUMN pg_task.queue.key_rate IS 'So many tasks of each key are handed out in key_rate_interval, at most; as rate, for each key on its own';
+COMMENT ON COLUMN pg_task.queue.key_rate_interval IS 'The time that key_rate is meant for; a month has 30 days';
+COMMENT ON COLUMN pg_task.queue.key_burst IS 'So many hand-outs of key_rate gather for each key while there is nothing to do; by default as many as key_rate';
+COMMENT ON COLUMN pg_task.queue.key_weights IS 'Weights of keys by their names, for example {"big tenant": 3}: with a backlog, three of its tasks are handed out for each one of others. A key that is not named has the weight 1';
+COMMENT ON CONSTRAINT queue_key_weights_are_weights ON pg_task.queue IS 'An object with whole numbers from 1 to 100';
+COMMENT ON CONSTRAINT queue_key_rate_is_in_range ON pg_task.queue IS '1 to 1,000,000';
+COMMENT ON CONSTRAINT queue_key_rate_interval_is_in_range ON pg_task.queue IS '1 millisecond to 30 days';
+COMMENT ON CONSTRAINT queue_key_burst_is_in_range ON pg_task.queue IS '1 to 1,000,000';
+COMMENT ON CONSTRAINT queue_key_rate_is_whole ON pg_task.queue IS 'A rate has an interval, and a burst belongs to a rate';
 COMMENT ON CONSTRAINT queue_key_concurrency_is_positive ON pg_task.queue IS 'To hand out nothing, pause the queue';
 COMMENT ON CONSTRAINT queue_keys_are_of_one_queue ON pg_task.queue IS 'A key belongs to its queue';
 COMMENT ON CONSTRAINT queue_pkey ON pg_task.queue IS 'A queue has its settings once';
@@ -74,11 +99,12 @@ COMMENT ON CONSTRAINT queue_changed ON pg_task.queue IS 'At commit the settings 
 
 CREATE FUNCTION pg_task.set_queue(
     name text, concurrency integer DEFAULT NULL, rate integer DEFAULT NULL, per interval DEFAULT '1 s', burst integer DEFAULT NULL,
-    key_concurrency integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout interval DEFAULT NULL, retention interval DEFAULT NULL
+    key_concurrency integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout interval DEFAULT NULL, retention interval DEFAULT NULL,
+    key_rate integer DEFAULT NULL, key_per interval DEFAULT '1 s', key_burst integer DEFAULT NULL, key_weights jsonb DEFAULT NULL
 ) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_queue_wrapper';
-COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer, jsonb, interval, interval) IS
-    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, how many are handed out in a time, and how many of each key run at once; and what holds for tasks that do not say it themselves: the policy of retries, the time limit of an attempt, how long the history keeps them. What is not named is not set. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'', timeout => ''30 s'')';
+COMMENT ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer, jsonb, interval, interval, integer, interval, integer, jsonb) IS
+    'Sets the limits of a queue, of all queues together (*), from the commit on: how many tasks run at once, how many are handed out in a time, and both of each key; weights of keys, which take turns; and what holds for tasks that do not say it themselves: the policy of retries, the time limit of an attempt, how long the history keeps them. What is not named is not set. Example: SELECT pg_task.set_queue(''mail'', concurrency => 5, rate => 100, per => ''1 minute'', timeout => ''30 s'')';
 
 CREATE FUNCTION pg_task.pause_queue(name text) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_queue_wrapper';
@@ -99,3 +125,8 @@ CREATE FUNCTION pg_task.queue_states()
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'queue_states_wrapper';
 COMMENT ON FUNCTION pg_task.queue_states() IS
     'What memory knows of each queue: ready and running tasks, whether it is paused, and when a rate or a start lets its next task go';
+
+CREATE FUNCTION pg_task.key_opens_at(queue text, key bigint) RETURNS timestamptz
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'key_opens_at_wrapper';
+COMMENT ON FUNCTION pg_task.key_opens_at(text, bigint) IS
+    'When a key (its hash, as in the index task_key) lets its next task go, if its rate or the time after a start holds it back now. pg_task.keys shows it';

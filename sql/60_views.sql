@@ -222,7 +222,10 @@ CREATE VIEW pg_task.queues AS
            s.key_concurrency,
            s.retry,
            s.timeout,
-           s.retention
+           s.retention,
+           s.key_rate,
+           s.key_rate_interval,
+           s.key_burst
     FROM names AS n
     LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue
     LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) n.queue
@@ -244,6 +247,9 @@ COMMENT ON COLUMN pg_task.queues.key_concurrency IS 'The most of each key that r
 COMMENT ON COLUMN pg_task.queues.retry IS 'The policy of retries of its tasks that have none of their own';
 COMMENT ON COLUMN pg_task.queues.timeout IS 'How long an attempt of its tasks may take, unless they say so themselves';
 COMMENT ON COLUMN pg_task.queues.retention IS 'How long the history keeps what became of its tasks; 0: none of it; NULL: as pg_task.history_retention says';
+COMMENT ON COLUMN pg_task.queues.key_rate IS 'The most of each key that are handed out in key_rate_interval; NULL for any number';
+COMMENT ON COLUMN pg_task.queues.key_rate_interval IS 'The time that key_rate is meant for';
+COMMENT ON COLUMN pg_task.queues.key_burst IS 'The most hand-outs of key_rate that gather for each key; NULL for as many as key_rate';
 COMMENT ON COLUMN pg_task.queues.opens_at IS 'When its rate, or the time after a start, lets the next due task go; NULL when neither holds it back';
 
 -- A loose index scan finds the groups: one index descent each. What waits is counted up to 10,000.
@@ -318,18 +324,28 @@ CREATE VIEW pg_task.keys AS
                   AND pg_catalog.hashtextextended((d.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(d.queue, 0)) OPERATOR(pg_catalog.=) f.hash
                   AND d.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT 10000) AS x) AS due,
            COALESCE(r.running, 0) AS running,
-           s.key_concurrency
+           s.key_concurrency,
+           s.key_rate,
+           s.key_rate_interval,
+           s.key_burst,
+           CASE WHEN s.key_concurrency IS NOT NULL OR s.key_rate IS NOT NULL THEN pg_task.key_opens_at(t.queue, f.hash) END AS opens_at,
+           COALESCE((s.key_weights OPERATOR(pg_catalog.->>) (t.options OPERATOR(pg_catalog.->>) 'key'))::pg_catalog.numeric::pg_catalog.int4, 1) AS weight
     FROM firsts AS f
     JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) f.id
     LEFT JOIN running AS r ON r.hash OPERATOR(pg_catalog.=) f.hash
     LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) t.queue;
 COMMENT ON VIEW pg_task.keys IS
-    'Each key that has tasks which are not parked: how many are due, the running ones included (counted up to 10,000), how many run, and its limit. docs/keys.md';
+    'Each key that has tasks which are not parked: how many are due, the running ones included (counted up to 10,000), how many run, its limits, and when its rate lets the next one go. docs/keys.md';
 COMMENT ON COLUMN pg_task.keys.queue IS 'The queue to which the key belongs';
 COMMENT ON COLUMN pg_task.keys.key IS 'The option "key" of its tasks';
 COMMENT ON COLUMN pg_task.keys.due IS 'Tasks that are due, the running ones included';
 COMMENT ON COLUMN pg_task.keys.running IS 'Tasks that workers hold at this moment, what counts against the limit';
 COMMENT ON COLUMN pg_task.keys.key_concurrency IS 'The most that run at once; NULL for any number';
+COMMENT ON COLUMN pg_task.keys.key_rate IS 'The most that are handed out in key_rate_interval; NULL for any number';
+COMMENT ON COLUMN pg_task.keys.key_rate_interval IS 'The time that the rate is meant for';
+COMMENT ON COLUMN pg_task.keys.key_burst IS 'The most hand-outs of the rate that gather; NULL for as many as the rate';
+COMMENT ON COLUMN pg_task.keys.weight IS 'How long its turns are beside those of other keys of the queue';
+COMMENT ON COLUMN pg_task.keys.opens_at IS 'When its rate, or the time after a start, lets the next task go; NULL when neither holds it back now';
 CREATE VIEW pg_task.unique_keys AS
     SELECT k.key, k.task_id, k.scope, s.state,
            CASE WHEN k.expires_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp() THEN true

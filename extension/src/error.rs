@@ -88,8 +88,13 @@ pub enum Error {
         reason: String,
     },
     /// A burst without the rate that it belongs to.
-    #[error("\"burst\" needs a \"rate\"")]
-    BurstWithoutRate,
+    #[error("\"{burst}\" needs a \"{rate}\"")]
+    BurstWithoutRate {
+        /// The argument.
+        burst: &'static str,
+        /// The one that it needs.
+        rate: &'static str,
+    },
     /// A delay below zero.
     #[error("a delay must not be negative")]
     NegativeDelay,
@@ -125,9 +130,18 @@ pub enum Error {
         /// Counted from 1.
         position: usize,
     },
+    /// Weights of keys that are none.
+    #[error("\"key_weights\" must be an object with a whole number from 1 to 100 for each key")]
+    KeyWeights {
+        /// What is wrong.
+        got: String,
+    },
     /// A limit by key for all queues together.
-    #[error("\"key_concurrency\" cannot be set for all queues together")]
-    KeysOfAllQueues,
+    #[error("\"{name}\" cannot be set for all queues together")]
+    KeysOfAllQueues {
+        /// The argument.
+        name: &'static str,
+    },
     /// A key of `options` that there is not.
     #[error("there is no option \"{key}\"")]
     OptionUnknown {
@@ -337,14 +351,15 @@ impl Error {
         use PgSqlErrorCode::*;
         match self {
             Self::BadCron { .. }
-            | Self::BurstWithoutRate
+            | Self::BurstWithoutRate { .. }
             | Self::Choice { .. }
             | Self::EditWhat
             | Self::Empty { .. }
             | Self::EnqueueRowArguments { .. }
             | Self::LengthMismatch { .. }
             | Self::NegativeDelay
-            | Self::KeysOfAllQueues
+            | Self::KeyWeights { .. }
+            | Self::KeysOfAllQueues { .. }
             | Self::OptionUnknown { .. }
             | Self::OptionValue { .. }
             | Self::OptionsShape { .. }
@@ -390,7 +405,7 @@ impl Error {
 
     fn detail(&self) -> String {
         match self {
-            Self::BurstWithoutRate => "It says how many hand-outs of a rate may gather. The call had no effect.".into(),
+            Self::BurstWithoutRate { .. } => "It says how many hand-outs of a rate may gather. The call had no effect.".into(),
             Self::Choice { .. } => "The call had no effect.".into(),
             Self::BadCron { reason, .. } => {
                 let (first, rest) = reason.split_at(reason.chars().next().map_or(0, char::len_utf8));
@@ -417,7 +432,8 @@ impl Error {
             Self::NotFinite { .. } => "An infinite time has no place in the order of what is due.".into(),
             Self::NullArgument { .. } => "NULL is not the same as leaving an argument out.".into(),
             Self::NullElement { .. } => "Positions are counted from 1. The call had no effect.".into(),
-            Self::KeysOfAllQueues => "A key belongs to its queue: the same name in two queues is two keys.".into(),
+            Self::KeyWeights { got } => got.clone(),
+            Self::KeysOfAllQueues { .. } => "A key belongs to its queue: the same name in two queues is two keys.".into(),
             Self::OptionUnknown { .. } => "A key that nothing reads would be a setting without effect.".into(),
             Self::OptionValue { got, .. } => got.clone(),
             Self::OptionsShape { got } => format!("The value is {got}"),
@@ -459,7 +475,9 @@ impl Error {
 
     fn hint(&self) -> String {
         match self {
-            Self::BurstWithoutRate => "Pass a rate too, for example rate => 100, per => '1 minute', burst => 10.".into(),
+            Self::BurstWithoutRate { burst, rate } => {
+                format!("Pass a rate too, for example {rate} => 100, {burst} => 10.")
+            }
             Self::Choice { choices, .. } => format!("Pass one of: {choices}."),
             Self::BadCron { .. } => {
                 "Write five fields (minutes, hours, days of the month, months, days of the week), six with seconds before them, @daily or its like, or \"every 15 minutes\"; pg_task.next_ticks shows what follows from it."
@@ -493,7 +511,8 @@ impl Error {
             Self::NotFinite { .. } => "Pass a moment; to keep a task from running, do not enqueue it.".into(),
             Self::NullArgument { .. } => "Leave the argument out for its default, or pass a value.".into(),
             Self::NullElement { .. } => "Replace or remove the NULL.".into(),
-            Self::KeysOfAllQueues => "Set it for each queue whose tasks have keys.".into(),
+            Self::KeyWeights { .. } => r#"For example {"large tenant": 3}; a key that is not named has the weight 1."#.into(),
+            Self::KeysOfAllQueues { .. } => "Set it for each queue whose tasks have keys.".into(),
             Self::OptionUnknown { .. } => format!("Options are {}.", options::names()),
             Self::OptionValue { .. } => "docs/options.md tells what each option takes.".into(),
             Self::OptionsShape { .. } => format!("Write an object with some of the keys {}, or leave it out.", options::names()),

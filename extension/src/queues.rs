@@ -8,6 +8,7 @@ use pg_task_rules::board::Board;
 use pg_task_rules::board::MAX_KIND_LIMITS;
 use pg_task_rules::board::QueueRule;
 use pg_task_rules::bucket::Rate;
+use pg_task_rules::names::Key;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::retry::MAX_DELAY;
@@ -26,16 +27,21 @@ use crate::shmem;
 use crate::spi;
 use crate::spi::Statement;
 
+/// Keys of a queue that can have weights.
+const MAX_WEIGHTS: i32 = 1_000;
+
 const MICROS_PER_DAY: Micros = 86_400_000_000;
 
 thread_local! {
     static SET: Statement = const { Statement::new(
-        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst, key_concurrency, retry, timeout, retention) \
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+        c"INSERT INTO pg_task.queue AS q (name, concurrency, rate, rate_interval, burst, key_concurrency, retry, timeout, retention, \
+            key_rate, key_rate_interval, key_burst, key_weights) \
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
           ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate, \
             rate_interval = excluded.rate_interval, burst = excluded.burst, key_concurrency = excluded.key_concurrency, \
             retry = excluded.retry, timeout = excluded.timeout, retention = excluded.retention, \
-            updated_at = pg_catalog.now()",
+            key_rate = excluded.key_rate, key_rate_interval = excluded.key_rate_interval, key_burst = excluded.key_burst, \
+            key_weights = excluded.key_weights, updated_at = pg_catalog.now()",
         &[
             pg_sys::TEXTOID,
             pg_sys::INT4OID,
@@ -46,7 +52,23 @@ thread_local! {
             pg_sys::JSONBOID,
             pg_sys::INTERVALOID,
             pg_sys::INTERVALOID,
+            pg_sys::INT4OID,
+            pg_sys::INTERVALOID,
+            pg_sys::INT4OID,
+            pg_sys::JSONBOID,
         ],
+    ) };
+    // What is wrong with weights, if anything.
+    static ODD_WEIGHT: Statement = const { Statement::new(
+        c"SELECT CASE \
+            WHEN pg_catalog.jsonb_typeof($1) OPERATOR(pg_catalog.<>) 'object' THEN pg_catalog.format('The value is of the type %s.', pg_catalog.jsonb_typeof($1)) \
+            ELSE (SELECT pg_catalog.format('The weight of %s is %s.', pg_catalog.to_json(w.key), w.value) FROM pg_catalog.jsonb_each($1) AS w \
+                  WHERE pg_catalog.octet_length(w.key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.octet_length(w.key) OPERATOR(pg_catalog.>) 200 \
+                    OR pg_catalog.jsonb_path_exists(w.value, 'strict $ ? (@.type() != \"number\" || @ < 1 || @ > 100 || @.floor() != @)') LIMIT 1) \
+            END, \
+            CASE WHEN pg_catalog.jsonb_typeof($1) OPERATOR(pg_catalog.=) 'object' \
+                THEN (SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.jsonb_object_keys($1)) END",
+        &[pg_sys::JSONBOID],
     ) };
     static LIMIT: Statement = const { Statement::new(
         c"INSERT INTO pg_task.step_limit AS s (step, concurrency) VALUES ($1, $2) \
@@ -75,7 +97,8 @@ thread_local! {
     static PRUNE: Statement = const { Statement::new(
         c"DELETE FROM pg_task.queue AS q WHERE q.name OPERATOR(pg_catalog.=) $1 \
             AND q.paused_at IS NULL AND q.concurrency IS NULL AND q.rate IS NULL AND q.key_concurrency IS NULL \
-            AND q.retry IS NULL AND q.timeout IS NULL AND q.retention IS NULL",
+            AND q.retry IS NULL AND q.timeout IS NULL AND q.retention IS NULL \
+            AND q.key_rate IS NULL AND q.key_weights IS NULL",
         &[pg_sys::TEXTOID],
     ) };
 }
@@ -83,45 +106,63 @@ thread_local! {
 fn set_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let name = name(call)?;
-    let (concurrency, rate, per, burst) = (call.datum(1), call.datum(2), call.datum(3), call.datum(4));
-    let key_concurrency = call.datum(5);
+    let (concurrency, key_concurrency) = (call.datum(1), call.datum(5));
     in_range(concurrency, "concurrency", i64::from(i32::MAX))?;
     in_range(key_concurrency, "key_concurrency", i64::from(i32::MAX))?;
-    if key_concurrency.is_some() && call.text(0).as_deref() == Some(ALL_QUEUES) {
-        return Err(Error::KeysOfAllQueues);
+    let [rate, per, burst] = rate_arguments(call, 2, ["rate", "per", "burst", "per (in milliseconds)"])?;
+    let names = ["key_rate", "key_per", "key_burst", "key_per (in milliseconds)"];
+    let [key_rate, key_per, key_burst] = rate_arguments(call, 9, names)?;
+    let key_weights = call.datum(12);
+    let by_key = [("key_concurrency", key_concurrency), ("key_rate", key_rate), ("key_weights", key_weights)];
+    if let Some((name, _)) = by_key.into_iter().find(|(_, value)| value.is_some())
+        && call.text(0).as_deref() == Some(ALL_QUEUES)
+    {
+        return Err(Error::KeysOfAllQueues { name });
     }
-    in_range(rate, "rate", i64::from(Rate::MAX_COUNT))?;
-    in_range(burst, "burst", i64::from(Rate::MAX_COUNT))?;
-    let per = match (rate, per) {
-        (None, _) if burst.is_some() => return Err(Error::BurstWithoutRate),
-        (None, _) => None,
-        (Some(_), None) => return Err(Error::NullArgument { name: "per" }),
-        (Some(_), Some(per)) => {
-            let period = micros(per);
-            if !(1_000..=Rate::MAX_PERIOD).contains(&period) {
-                let (high, got) = (Rate::MAX_PERIOD / 1_000, period / 1_000);
-                return Err(Error::OutOfRange { name: "per (in milliseconds)", low: 1, high, got });
-            }
-            Some(per)
-        }
-    };
     let (retry, timeout, retention) = (call.datum(6), call.datum(7), call.datum(8));
     options::check_policy(retry)?;
     check_timeout(timeout)?;
     check_retention(retention)?;
     spi::connected(|spi| {
-        let settings = [name, concurrency, rate, per, burst, key_concurrency, retry, timeout, retention];
-        SET.with(|statement| statement.run(spi, &settings, false));
+        if key_weights.is_some() {
+            let odd = ODD_WEIGHT.with(|statement| statement.run(spi, &[key_weights], true));
+            if let Some(got) = odd.text(0, 1) {
+                return Err(Error::KeyWeights { got });
+            }
+            if let Some(count) = odd.int4(0, 2).filter(|&count| count > MAX_WEIGHTS) {
+                return Err(Error::KeyWeights {
+                    got: format!("It has {count} keys; 1,000 of a queue can have weights."),
+                });
+            }
+        }
+        let arguments = [
+            name,
+            concurrency,
+            rate,
+            per,
+            burst,
+            key_concurrency,
+            retry,
+            timeout,
+            retention,
+            key_rate,
+            key_per,
+            key_burst,
+            key_weights,
+        ];
+        SET.with(|statement| statement.run(spi, &arguments, false));
         PRUNE.with(|statement| statement.run(spi, &[name], false));
-    });
-    Ok(Some(Datum::null()))
+        Ok(Some(Datum::null()))
+    })
 }
 sql_function!(
     "set_queue_wrapper",
     "pg_finfo_set_queue_wrapper",
     set_queue,
-    "set_queue(name text, concurrency integer, rate integer, per interval, burst integer, key_concurrency integer, retry jsonb,
-        timeout interval, retention interval) RETURNS void"
+    "set_queue(
+        name text, concurrency integer, rate integer, per interval, burst integer, key_concurrency integer, retry jsonb,
+        timeout interval, retention interval, key_rate integer, key_per interval, key_burst integer, key_weights jsonb)
+     RETURNS void"
 );
 
 /// An attempt may take longer than nothing, and at most as long as the option `timeout` of a task allows.
@@ -143,6 +184,25 @@ fn check_retention(retention: Option<Datum>) -> Result<(), Error> {
         Some(got) if longest > 0 && got > i64::from(longest) => Err(Error::RetentionTooLong { got, longest }),
         _ => Ok(()),
     }
+}
+
+/// The three arguments of a rate, of which the first is this one. The interval, which has a default, counts only with a rate.
+fn rate_arguments(call: &Call, first: usize, names: [&'static str; 4]) -> Result<[Option<Datum>; 3], Error> {
+    let [rate, per, burst] = [0, 1, 2].map(|at| call.datum(first + at));
+    in_range(rate, names[0], i64::from(Rate::MAX_COUNT))?;
+    in_range(burst, names[2], i64::from(Rate::MAX_COUNT))?;
+    if rate.is_none() {
+        return match burst {
+            Some(_) => Err(Error::BurstWithoutRate { burst: names[2], rate: names[0] }),
+            None => Ok([None; 3]),
+        };
+    }
+    let period = per.map(micros).ok_or(Error::NullArgument { name: names[1] })?;
+    if !(1_000..=Rate::MAX_PERIOD).contains(&period) {
+        let (high, got) = (Rate::MAX_PERIOD / 1_000, period / 1_000);
+        return Err(Error::OutOfRange { name: names[3], low: 1, high, got });
+    }
+    Ok([rate, per, burst])
 }
 
 fn pause_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
@@ -225,6 +285,27 @@ sql_function!(
     "step_running(step text) RETURNS integer"
 );
 
+/// When the rate of a key lets its next task go, if it holds it back.
+fn key_opens_at(call: &mut Call) -> Result<Option<Datum>, Error> {
+    if !shmem::ready() {
+        return Err(Error::NotPreloaded);
+    }
+    let (Some(queue), Some(hash)) = (call.text(0).as_deref().and_then(QueueName::new), call.datum(1)) else {
+        return Ok(None);
+    };
+    let key = Key(hash.value() as i64);
+    let now = background::now();
+    let opens_at =
+        shmem::my_slot().and_then(|slot| slot.with_board(|board| board.key_opens_at(key, &queue, now)));
+    Ok(opens_at.map(Datum::from))
+}
+sql_function!(
+    "key_opens_at_wrapper",
+    "pg_finfo_key_opens_at_wrapper",
+    key_opens_at,
+    "key_opens_at(queue text, key bigint) RETURNS timestamptz"
+);
+
 /// The first argument, which names a step.
 fn step(call: &Call) -> Result<(String, Kind), Error> {
     call.required(0, "step")?;
@@ -260,24 +341,29 @@ pub fn micros(interval: Datum) -> Micros {
         .saturating_add(interval.time)
 }
 
-/// What the columns of a row say. The table's constraints allow nothing else; what stands there all the same is brought within its bounds.
+/// The rate that three columns of a row give. The table's constraints allow nothing else; what stands there all the same is brought within
+/// its bounds.
+pub fn rate(rate: Option<i32>, per: Option<Datum>, burst: Option<i32>) -> Option<Rate> {
+    let count = |number: i32| number.max(1) as u32;
+    let (rate, per) = rate.zip(per)?;
+    Some(Rate { period: micros(per), count: count(rate), burst: count(burst.unwrap_or(rate)) }.clamped())
+}
+
+/// What the columns of a row say, likewise.
 pub fn rule(
     paused: bool,
     concurrency: Option<i32>,
-    rate: Option<i32>,
-    per: Option<Datum>,
-    burst: Option<i32>,
+    rate: Option<Rate>,
     key_concurrency: Option<i32>,
+    key_rate: Option<Rate>,
 ) -> QueueRule {
     let count = |number: i32| number.max(1) as u32;
-    let rate = rate.zip(per).map(|(rate, per)| {
-        Rate { period: micros(per), count: count(rate), burst: count(burst.unwrap_or(rate)) }.clamped()
-    });
     QueueRule {
         paused,
         concurrency: concurrency.map(count),
         rate,
         key_concurrency: key_concurrency.map(count),
+        key_rate,
     }
 }
 
@@ -364,7 +450,9 @@ fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {
     }
     if let (Some(row), Some(name)) = (new, new_name) {
         let paused = column(row, 2).is_some();
-        let rule = rule(paused, int(row, 3), int(row, 4), column(row, 5), int(row, 6), int(row, 8));
+        let of_queue = rate(int(row, 4), column(row, 5), int(row, 6));
+        let of_keys = rate(int(row, 12), column(row, 13), int(row, 14));
+        let rule = rule(paused, int(row, 3), of_queue, int(row, 8), of_keys);
         // What only says something for its tasks needs no gate.
         let rule = (rule != QueueRule::default()).then_some(rule);
         if let Some(slot) = shmem::my_slot()

@@ -31,6 +31,8 @@ pub use group::Turn;
 pub use key::KEY_WINDOW;
 pub use key::KeyRoom;
 pub use key::KeySlot;
+pub use key::MAX_KEY_WEIGHT;
+pub use key::turn_beside;
 pub use kind_limit::MAX_KIND_LIMITS;
 pub use layout::{Entry, Head, Lane, MAX_KINDS, MAX_QUEUES_PER_WORKER, Sizes, WorkerSlot, WorkerState};
 pub use moved::Belongs;

@@ -25,7 +25,7 @@ pub const ALL_QUEUES: &str = "*";
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct QueueLimits {
+pub struct QueueLimits<'a> {
     concurrency: Option<u32>,
     rate: Option<(u32, Duration)>,
     burst: Option<u32>,
@@ -33,9 +33,12 @@ pub struct QueueLimits {
     retry: Option<RetryPolicy>,
     timeout: Option<Duration>,
     retention: Option<Duration>,
+    key_rate: Option<(u32, Duration)>,
+    key_burst: Option<u32>,
+    key_weights: Option<&'a [(&'a str, u32)]>,
 }
 
-impl QueueLimits {
+impl<'a> QueueLimits<'a> {
     /// No limits.
     pub const fn new() -> Self {
         Self {
@@ -46,6 +49,9 @@ impl QueueLimits {
             retry: None,
             timeout: None,
             retention: None,
+            key_rate: None,
+            key_burst: None,
+            key_weights: None,
         }
     }
 
@@ -91,17 +97,43 @@ impl QueueLimits {
         self.retention = Some(retention);
         self
     }
+
+    /// So many tasks of each key are handed out in a time of 1 millisecond to 30 days, at most.
+    pub const fn key_rate(mut self, rate: u32, per: Duration) -> Self {
+        self.key_rate = Some((rate, per));
+        self
+    }
+
+    /// So many hand-outs of the rate gather for each key while there is nothing to do; by default as many as the rate.
+    pub const fn key_burst(mut self, burst: u32) -> Self {
+        self.key_burst = Some(burst);
+        self
+    }
+
+    /// Weights of keys, from 1 to 100, for at most 1,000 of them: with a backlog, a key with the weight 3 has three tasks handed out where one that is
+    /// not named, whose weight is 1, has one.
+    pub const fn key_weights(mut self, weights: &'a [(&'a str, u32)]) -> Self {
+        self.key_weights = Some(weights);
+        self
+    }
 }
 
 /// Sets the limits of a queue and what it says for its tasks, in place of all that was set. It holds from the commit on; a pause stays.
 ///
 /// # Errors
 /// [`Error::Db`] when the server refuses them: a number or time out of its range, a burst without a rate, a missing privilege.
-pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLimits) -> Result<()> {
+pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLimits<'_>) -> Result<()> {
     let int = |value: u32| i64::from(value);
     let per = limits.rate.map(|(_, per)| interval(per));
+    let key_per = limits.key_rate.map(|(_, per)| interval(per));
+    let weights = |weights: &[(&str, u32)]| {
+        serde_json::Value::Object(
+            weights.iter().map(|(key, weight)| ((*key).to_owned(), (*weight).into())).collect(),
+        )
+    };
     sqlx::query(
-        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer, $6::bigint::integer, $7, $8, $9)",
+        "SELECT pg_task.set_queue($1, $2::bigint::integer, $3::bigint::integer, $4, $5::bigint::integer, $6::bigint::integer, $7, $8, $9, \
+            $10::bigint::integer, $11, $12::bigint::integer, $13)",
     )
     .bind(name)
     .bind(limits.concurrency.map(int))
@@ -112,6 +144,10 @@ pub async fn set_queue<'e>(db: impl PgExecutor<'e>, name: &str, limits: QueueLim
     .bind(limits.retry.map(Json))
     .bind(limits.timeout.map(interval))
     .bind(limits.retention.map(interval))
+    .bind(limits.key_rate.map(|(rate, _)| int(rate)))
+    .bind(key_per)
+    .bind(limits.key_burst.map(int))
+    .bind(limits.key_weights.map(weights))
     .execute(db)
     .await
     .map_err(|error| failed(error, "set the limits of", name))?;

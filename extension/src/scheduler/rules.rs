@@ -5,12 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pg_task_rules::board::ALL_QUEUES;
+use pg_task_rules::board::KEY_WINDOW;
+use pg_task_rules::board::MAX_KEY_WEIGHT;
 use pg_task_rules::board::QueueRule;
+use pg_task_rules::board::turn_beside;
 use pg_task_rules::names::Key;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::QueueName;
@@ -33,7 +37,8 @@ const MAX_HELD: i32 = 100_000;
 thread_local! {
     static RULES: Statement = const { Statement::new(
         c"SELECT q.name, q.paused_at IS NOT NULL, q.concurrency, q.rate, q.rate_interval, q.burst, \
-            q.key_concurrency, q.retry IS NOT NULL OR q.timeout IS NOT NULL OR q.retention IS NOT NULL FROM pg_task.queue AS q",
+            q.key_concurrency, q.key_rate, q.key_rate_interval, q.key_burst, \
+            q.retry IS NOT NULL OR q.timeout IS NOT NULL OR q.retention IS NOT NULL FROM pg_task.queue AS q",
         &[],
     ) };
     static HELD: Statement = const { Statement::new(
@@ -47,6 +52,14 @@ thread_local! {
           WHERE t.error IS NULL AND t.locked_by IS NOT NULL AND t.options OPERATOR(pg_catalog.?) 'key' \
             AND t.queue OPERATOR(pg_catalog.=) $1 AND t.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT $2",
         &[pg_sys::TEXTOID, pg_sys::INT4OID],
+    ) };
+    static WEIGHTS: Statement = const { Statement::new(
+        c"SELECT q.name, pg_catalog.hashtextextended(w.key COLLATE \"C\", pg_catalog.hashtextextended(q.name, 0)), \
+            CASE WHEN pg_catalog.jsonb_typeof(w.value) OPERATOR(pg_catalog.=) 'number' \
+                THEN LEAST(GREATEST(w.value::pg_catalog.numeric, 1), 1000)::pg_catalog.int4 END \
+          FROM pg_task.queue AS q CROSS JOIN LATERAL pg_catalog.jsonb_each(q.key_weights) AS w \
+          WHERE pg_catalog.jsonb_typeof(q.key_weights) OPERATOR(pg_catalog.=) 'object'",
+        &[],
     ) };
     static STEP_LIMITS: Statement = const { Statement::new(
         c"SELECT s.step, s.concurrency FROM pg_task.step_limit AS s", &[],
@@ -64,9 +77,47 @@ thread_local! {
     ) };
 }
 
+/// How long the turns of keys are, in queues in which keys have weights.
+#[derive(Default)]
+pub struct Turns {
+    queues: BTreeMap<QueueName, u32>,
+    keys: HashMap<Key, u32>,
+}
+
+impl Turns {
+    fn new(weights: &[(QueueName, Key, u32)]) -> Self {
+        let mut turns = Self::default();
+        for (queue, _, weight) in weights {
+            let largest = turns.queues.entry(*queue).or_insert(1);
+            *largest = (*largest).max(*weight);
+        }
+        turns.queues.values_mut().for_each(|largest| *largest = turn_beside(*largest));
+        for (queue, key, weight) in weights {
+            turns.keys.insert(*key, turns.queues[queue] * weight);
+        }
+        turns
+    }
+
+    /// Of a key of this queue.
+    pub fn of(&self, key: Key, queue: &QueueName) -> u32 {
+        if self.queues.is_empty() {
+            return KEY_WINDOW;
+        }
+        let own = self.keys.get(&key).copied();
+        own.unwrap_or_else(|| self.queues.get(queue).copied().unwrap_or(KEY_WINDOW))
+    }
+
+    /// Of a key of any queue, or longer.
+    pub fn at_most(&self, key: Key) -> u32 {
+        self.keys.get(&key).copied().unwrap_or(KEY_WINDOW)
+    }
+}
+
 /// What is set, and what of it is not on the board.
 #[derive(Default)]
 pub struct Rules {
+    /// How long the turns of keys are.
+    pub turns: Turns,
     unplaced: BTreeSet<QueueName>,
     again_at: Option<Micros>,
     last_error: String,
@@ -81,6 +132,8 @@ struct Found {
     held: Vec<(QueueName, Vec<TaskId>)>,
     steps: Vec<(Kind, u32, Vec<TaskId>)>,
     held_by_key: BTreeMap<Key, Vec<TaskId>>,
+    /// Of keys, in their queues.
+    weights: Vec<(QueueName, Key, u32)>,
 }
 
 impl Rules {
@@ -138,20 +191,24 @@ impl Rules {
                     );
                 }
                 self.unplaced = unplaced;
+                self.turns = Turns::new(&found.weights);
                 return Ok(());
             }
         }
     }
 
-    /// Reads the settings again if something has changed. An error is told once; the last settings stay.
-    pub fn refresh(&mut self, slot: Slot) {
+    /// Reads the settings again if something has changed; whether it did. An error is told once; the last settings stay.
+    pub fn refresh(&mut self, slot: Slot) -> bool {
         let now = background::now();
         let stale = slot.control().rules_stale.load(SeqCst);
         if !stale && self.again_at.is_none_or(|at| at > now) {
-            return;
+            return false;
         }
         match self.load(slot) {
-            Ok(()) => self.last_error.clear(),
+            Ok(()) => {
+                self.last_error.clear();
+                true
+            }
             Err(error) => {
                 self.again_at = Some(now + AGAIN);
                 if error != self.last_error {
@@ -161,6 +218,7 @@ impl Rules {
                     slot.control().set_error(&error, now);
                     self.last_error = error;
                 }
+                stale
             }
         }
     }
@@ -183,6 +241,7 @@ fn read() -> Found {
         held: Vec::new(),
         steps: Vec::new(),
         held_by_key: BTreeMap::new(),
+        weights: Vec::new(),
     };
     // An extension of an older version than the library has no such table.
     if !queues::table_exists(c"queue") {
@@ -195,15 +254,22 @@ fn read() -> Found {
             let rule = queues::rule(
                 rows.bool(row, 2),
                 rows.int4(row, 3),
-                rows.int4(row, 4),
-                rows.datum(row, 5),
-                rows.int4(row, 6),
+                queues::rate(rows.int4(row, 4), rows.datum(row, 5), rows.int4(row, 6)),
                 rows.int4(row, 7),
+                queues::rate(rows.int4(row, 8), rows.datum(row, 9), rows.int4(row, 10)),
             );
-            found.has_defaults |= rows.bool(row, 8);
+            found.has_defaults |= rows.bool(row, 11);
             // What only says something for its tasks needs no gate.
             if rule != QueueRule::default() {
                 found.rules.insert(name, rule);
+            }
+        }
+        let rows = WEIGHTS.with(|statement| statement.run(spi, &[], true));
+        for row in 0..rows.len() {
+            let Some(name) = rows.text(row, 1).as_deref().and_then(QueueName::new) else { continue };
+            if let (Some(hash), Some(weight)) = (rows.int8(row, 2), rows.int4(row, 3)) {
+                let weight = (weight.max(1) as u32).min(MAX_KEY_WEIGHT);
+                found.weights.push((name, Key(hash), weight));
             }
         }
         let are_trusted = background::now() < shmem::trust_locks_until();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
+use std::ops::Bound;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -13,7 +14,6 @@ use pg_task_rules::board::Belongs;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Displaced;
 use pg_task_rules::board::Entry;
-use pg_task_rules::board::KEY_WINDOW;
 use pg_task_rules::board::KeyRoom;
 use pg_task_rules::board::Look;
 use pg_task_rules::board::Pushed;
@@ -35,6 +35,7 @@ use super::beat;
 use super::keys::Keys;
 use super::retention::Retention;
 use super::rules::Rules;
+use super::rules::Turns;
 use super::schedules::Schedules;
 use super::sweep::Sweep;
 use crate::background;
@@ -63,6 +64,12 @@ const LEAST_SHARE: usize = 16;
 
 /// So many tasks that wait aside, for their step, are passed over to find others of their key.
 const MAX_ASIDE: u32 = 1_000;
+
+/// Keys without a place are looked at again after this time.
+const PLACES_GAP: Micros = 1_000_000;
+
+/// So many keys without a place are kept in mind; others are found when the table is read again.
+const MAX_PLACELESS: usize = 100_000;
 
 /// Reads in one transaction, after which workers are woken and hints are looked at again.
 const READS_PER_TICK: usize = 4;
@@ -104,8 +111,14 @@ pub struct Ticker {
     hints: Vec<Hint>,
     /// Tasks that are on the board in another lane than a hint says: their rows are to be asked.
     elsewhere: Vec<(TaskId, Place)>,
-    /// Keys to look at when their limits open by themselves.
+    /// Keys to look at when their limits and rates open by themselves.
     later: BTreeSet<(Micros, Look)>,
+    /// Keys for which memory has no place.
+    placeless: BTreeSet<Key>,
+    /// Up to which of them places were given: the others come next.
+    placed: Key,
+    /// When these are looked at again, as many as there are places then.
+    places_at: Micros,
     /// The epoch of the tokens; none until one was taken.
     epoch: Option<i64>,
     /// The lanes have to be looked for in the table, not before this moment.
@@ -134,6 +147,9 @@ impl Ticker {
             hints: Vec::new(),
             elsewhere: Vec::new(),
             later: BTreeSet::new(),
+            placeless: BTreeSet::new(),
+            placed: Key(i64::MIN),
+            places_at: 0,
             epoch: None,
             find_lanes_at: Some(shmem::settled_at()),
             rescan_at: Micros::MAX,
@@ -166,7 +182,11 @@ impl Ticker {
 
     /// Does what there is to do and returns when there will be more.
     pub fn tick(&mut self) -> Result<Micros, String> {
-        self.last_tick = background::now();
+        let now = background::now();
+        if now < self.last_tick {
+            self.slot.with_board(|board| board.clock_went_back(now));
+        }
+        self.last_tick = now;
         self.woke_someone = false;
         if self.epoch.is_none() {
             self.rules.load(self.slot)?;
@@ -174,7 +194,12 @@ impl Ticker {
             self.retention.tend(self.slot);
             self.begin()?;
         }
-        self.rules.refresh(self.slot);
+        if self.rules.refresh(self.slot) {
+            // What waits may go by other limits.
+            let waiting = std::mem::take(&mut self.later).into_iter().map(|(_, look)| look);
+            let waiting = waiting.chain(std::mem::take(&mut self.placeless).into_iter().map(Look::Key));
+            self.later = waiting.map(|look| (Micros::MIN, look)).collect();
+        }
         // Before the hints: nobody wakes the scheduler for what it enqueues itself.
         self.schedules.fire(self.slot);
         self.take_hints();
@@ -251,25 +276,48 @@ impl Ticker {
         if self.slot.with_board(|board| board.wants_look() && board.take_looks(&mut looks)) {
             self.rescan(Micros::MIN, now);
         }
+        if !self.placeless.is_empty() && now >= self.places_at {
+            self.places_at = now + PLACES_GAP;
+            let places = self.slot.with_board(|board| board.key_places(now));
+            let next = self.placeless.range((Bound::Excluded(self.placed), Bound::Unbounded));
+            let next = next.chain(self.placeless.range(..=self.placed)).copied();
+            let next: Vec<Key> = next.take(places).collect();
+            for key in &next {
+                self.placeless.remove(key);
+            }
+            self.placed = next.last().copied().unwrap_or(self.placed);
+            looks.extend(next.into_iter().map(Look::Key));
+        }
         if looks.is_empty() {
             return Ok(());
         }
         looks.sort_unstable();
         looks.dedup();
-        let slot = self.slot;
+        let (slot, later) = (self.slot, &mut self.later);
+        let turns = &self.rules.turns;
         let looks: Vec<(Look, u32)> = slot.with_board(|board| {
             let aside = board.aside().min(MAX_ASIDE);
-            let passed = |look: &Look| match look {
-                Look::Group(_) => 0,
-                Look::Key(key) => board.running_of_key(*key) + aside,
+            let mut want = |look: &Look| match look {
+                Look::Group(_) => Some(1),
+                // Nothing need be read before its rate lets a task go.
+                Look::Key(key) => match board.key_closed_until(*key, now) {
+                    Some(at) => {
+                        later.insert((at, *look));
+                        None
+                    }
+                    None => Some(board.running_of_key(*key) + aside + turns.at_most(*key)),
+                },
             };
-            looks.iter().map(|look| (*look, passed(look))).collect()
+            looks.iter().filter_map(|look| Some((*look, want(look)?))).collect()
         });
+        if looks.is_empty() {
+            return Ok(());
+        }
         let all = &looks;
         let found = background::transaction(|| next(all, now)).inspect_err(|_| {
             slot.with_board(|board| all.iter().for_each(|(look, _)| board.ask_look(*look)));
         })?;
-        let (book, later) = (&mut self.book, &mut self.later);
+        let (book, later, placeless) = (&mut self.book, &mut self.later, &mut self.placeless);
         slot.with_board(|board| {
             for (look, next) in &found {
                 match look {
@@ -286,9 +334,11 @@ impl Ticker {
                     }
                     Look::Key(key) => {
                         let Some(first) = next.first() else { continue };
-                        match board.key_room(*key, &first.queue, now) {
+                        match board.key_room(*key, &first.queue, turns.of(*key, &first.queue), now) {
                             KeyRoom::Shut => {}
                             KeyRoom::OpensAt(at) => _ = later.insert((at, *look)),
+                            KeyRoom::NoPlace if placeless.len() < MAX_PLACELESS => _ = placeless.insert(*key),
+                            KeyRoom::NoPlace => {}
                             KeyRoom::For(room) => {
                                 let free = next.iter().filter(|next| !board.is_aside(&next.id));
                                 for next in free.take(room as usize) {
@@ -495,7 +545,7 @@ impl Ticker {
     fn read(&mut self) -> Result<(), String> {
         let now = background::now();
         let find_lanes = self.find_lanes_at.is_some_and(|at| at <= now);
-        let book = &mut self.book;
+        let (book, turns) = (&mut self.book, &self.rules.turns);
         let book = std::panic::AssertUnwindSafe(book);
         let kept = background::transaction(move || {
             let book = book;
@@ -506,7 +556,7 @@ impl Ticker {
                 }
                 for _ in 0..READS_PER_TICK {
                     let Some(read) = book.next_read(now) else { break };
-                    let (rows, count, last) = due(&read, now);
+                    let (rows, count, last) = due(&read, turns, now);
                     book.read_some(&read, count, last, &rows);
                 }
                 find_lanes.then(|| beat::kept_epoch(spi))
@@ -557,6 +607,7 @@ impl Ticker {
             opening,
             look,
             self.later.first().map(|(at, _)| *at),
+            (!self.placeless.is_empty()).then_some(self.places_at),
             self.rules.again_at(),
             self.retention.next_look(self.slot),
             self.sweep.next_look(),
@@ -583,7 +634,7 @@ const RESCAN_AT_LEAST: Micros = 3_600_000_000;
 
 /// What a read brings, how many rows it has seen and which was the last. Tasks whose group has an older one are left where they are, and
 /// those that are due and not among the first of their key.
-fn due(read: &Read, now: Micros) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>) {
+fn due(read: &Read, turns: &Turns, now: Micros) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>) {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
     let Due { mut rows, named } = table.due(&read.lane, &read.from, read.limit, now);
     let (count, last) = (rows.len(), rows.last().map(|(last, _)| *last));
@@ -598,7 +649,7 @@ fn due(read: &Read, now: Micros) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>
                 *oldest.or_insert_with(|| table.oldest(group).map(|next| next.id)) == Some(row.id)
             });
             let is_first = key.filter(|_| row.due <= now).is_none_or(|key| {
-                let mut of_key = || table.first_of(key, KEY_WINDOW as usize, now);
+                let mut of_key = || table.first_of(key, turns.of(key, &read.lane.queue) as usize, now);
                 first
                     .entry(key)
                     .or_insert_with(|| of_key().iter().map(|next| next.id).collect())
@@ -618,14 +669,15 @@ fn due(read: &Read, now: Micros) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>
     (rows, count, last)
 }
 
-/// What is next in the table: the oldest tasks of groups, and the first of keys, some more than so many as are claimed or wait aside.
+/// What is next in the table: the oldest tasks of groups, and the first of keys, as many as a turn has beside those that are claimed or wait
+/// aside.
 fn next(looks: &[(Look, u32)], now: Micros) -> Vec<(Look, Vec<Next>)> {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
-    let mut of = |look: &Look, passed: u32| match look {
+    let mut of = |look: &Look, want: u32| match look {
         Look::Group(group) => table.oldest(*group).into_iter().collect(),
-        Look::Key(key) => table.first_of(*key, (passed + KEY_WINDOW) as usize, now),
+        Look::Key(key) => table.first_of(*key, want as usize, now),
     };
-    let found = looks.iter().map(|(look, passed)| (*look, of(look, *passed))).collect();
+    let found = looks.iter().map(|(look, want)| (*look, of(look, *want))).collect();
     table.close();
     found
 }

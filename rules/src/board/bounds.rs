@@ -216,7 +216,8 @@ fn apply(board: &mut Board<'_>, call: &Call) {
                 paused: flag,
                 concurrency: Some(small),
                 rate: flag.then_some(rate),
-                key_concurrency: None,
+                key_concurrency: (small > 4).then_some(small),
+                key_rate: flag.then_some(Rate { count: small, period: one, burst: small }),
             };
             let of =
                 if flag && task[0] > 4 { QueueName::new(ALL_QUEUES).expect("a name") } else { queue(name) };

@@ -190,6 +190,7 @@ impl Board<'_> {
                 entry.flags |= COUNTED | WRITTEN;
             }
             if self.head.gates > 0 {
+                self.keep_tokens(index);
                 self.count_kind_in(index);
             }
         }
@@ -246,7 +247,7 @@ impl Board<'_> {
         // A lane that is shut waits for something else than this place, unless it is of the same queue.
         let waits = |queue: QueueId| !gated || queue == entry.queue || !self.is_shut(queue);
         slot.is_there()
-            && (!gated || self.may_stay(entry.queue))
+            && (!gated || (self.may_stay(entry.queue) && !self.is_rated(entry)))
             && self.lanes_in_use().filter(|lane| slot.takes(lane.queue) && waits(lane.queue)).all(|lane| {
                 if self.head.ageing == 0 {
                     lane.priority > entry.priority
@@ -263,6 +264,7 @@ impl Board<'_> {
     pub fn advance(&mut self, id: &TaskId, token: i64, next: &Advance, now: Micros) -> bool {
         let Some(index) = self.find_claim(id, token) else { return false };
         if self.head.gates > 0 {
+            self.keep_tokens(index);
             // Its next step is another one, without a limit.
             self.count_kind_out(index);
         }
@@ -445,6 +447,8 @@ impl Board<'_> {
         let worker = self.entries[index as usize].owner as usize;
         self.workers[worker].claimed -= 1;
         if self.head.gates > 0 {
+            // One that ends before its row was read may have been handed out all the same.
+            self.keep_tokens(index);
             self.count_out(self.entries[index as usize].queue);
             self.count_kind_out(index);
         }

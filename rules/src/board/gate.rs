@@ -10,8 +10,10 @@ use super::group::APART;
 use super::key::UNLIMITED;
 use super::layout::ADMITTED;
 use super::layout::EntryState;
+use super::layout::KEY_SPENT;
 use super::layout::Lane;
 use super::layout::SPENT;
+use super::layout::SPENT_OF_ALL;
 use super::layout::WorkerState;
 use crate::Micros;
 use crate::TaskId;
@@ -36,6 +38,8 @@ pub struct QueueRule {
     pub rate: Option<Rate>,
     /// So many tasks of each key are claimed at once, at most.
     pub key_concurrency: Option<u32>,
+    /// So many tasks of each key are handed out in a time, at most.
+    pub key_rate: Option<Rate>,
 }
 
 /// A queue's settings and what counts against them.
@@ -43,6 +47,8 @@ pub struct QueueRule {
 #[repr(C)]
 pub struct Gate {
     bucket: Bucket,
+    /// The bucket of a key of which no task was handed out since the rate by key is set, if `has_key_rate`.
+    pub(super) key_bucket: Bucket,
     limit: u32,
     key_limit: u32,
     /// Claims of the queue, kept while the gate is set.
@@ -50,6 +56,7 @@ pub struct Gate {
     /// Tasks that run as their rows say, under workers that have not come back since the server's start.
     held: u32,
     has_rate: bool,
+    pub(super) has_key_rate: bool,
     paused: bool,
     set: bool,
 }
@@ -58,11 +65,13 @@ impl Gate {
     /// No settings.
     pub const OPEN: Self = Self {
         bucket: Bucket::NONE,
+        key_bucket: Bucket::NONE,
         limit: UNLIMITED,
         key_limit: UNLIMITED,
         running: 0,
         held: 0,
         has_rate: false,
+        has_key_rate: false,
         paused: false,
         set: false,
     };
@@ -145,31 +154,35 @@ impl Board<'_> {
         let Some(rule) = rule else {
             self.head.gates -= u32::from(was.set);
             self.gates[place] = Gate::OPEN;
+            self.change_tokens(place, &was, now);
             return true;
         };
         self.head.gates += u32::from(!was.set);
         let running = if was.set { was.running } else { self.count_claims(place) };
-        let bucket = match rule.rate {
-            None => Bucket::NONE,
-            Some(rate) if was.has_rate => {
-                let mut bucket = was.bucket;
+        let bucket = |rate: Option<Rate>, was: Option<Bucket>| match (rate, was) {
+            (None, _) => Bucket::NONE,
+            (Some(rate), Some(mut bucket)) => {
+                bucket.settle(now);
                 if bucket.rate() != rate.clamped() {
                     bucket.change(rate, now);
                 }
                 bucket
             }
-            Some(rate) => Bucket::empty(rate, now),
+            (Some(rate), None) => Bucket::empty(rate, now),
         };
         self.gates[place] = Gate {
-            bucket,
+            bucket: bucket(rule.rate, was.has_rate.then_some(was.bucket)),
+            key_bucket: bucket(rule.key_rate, was.has_key_rate.then_some(was.key_bucket)),
             limit: rule.concurrency.unwrap_or(UNLIMITED),
             key_limit: rule.key_concurrency.unwrap_or(UNLIMITED),
             running,
             held: was.held,
             has_rate: rule.rate.is_some(),
+            has_key_rate: rule.key_rate.is_some(),
             paused: rule.paused,
             set: true,
         };
+        self.change_tokens(place, &was, now);
         true
     }
 
@@ -244,22 +257,56 @@ impl Board<'_> {
         leaving
     }
 
-    /// The claim did not lead to a hand-out: what it took of a rate is there again.
+    /// The claim does not lead to a hand-out: what it took of rates is there again.
     pub fn withdraw(&mut self, claim: &Claim) {
         if self.head.gates == 0 {
             return;
         }
-        let Some(index) = self.find_claim(&claim.id, claim.token) else { return };
+        if let Some(index) = self.find_claim(&claim.id, claim.token) {
+            self.tokens_of(index, Bucket::put_back);
+        }
+    }
+
+    /// The claim has led to a hand-out: what it took of rates is gone.
+    pub(super) fn keep_tokens(&mut self, index: u32) {
+        self.tokens_of(index, Bucket::keep);
+    }
+
+    /// What becomes of the tokens that a claim has taken.
+    fn tokens_of(&mut self, index: u32, end: fn(&mut Bucket)) {
         let entry = &mut self.entries[index as usize];
-        if entry.flags & SPENT == 0 {
-            return;
+        let (flags, queue, slot) = (entry.flags, usize::from(entry.queue.0), entry.key_slot);
+        entry.flags &= !(SPENT | SPENT_OF_ALL | KEY_SPENT);
+        if flags & SPENT != 0 {
+            end(&mut self.gates[queue].bucket);
         }
-        entry.flags &= !SPENT;
-        for place in [usize::from(entry.queue.0), self.queues.len()] {
-            if self.gates[place].has_rate {
-                self.gates[place].bucket.put_back();
-            }
+        if flags & SPENT_OF_ALL != 0 {
+            end(&mut self.gates[self.queues.len()].bucket);
         }
+        if flags & KEY_SPENT != 0
+            && let Some(slot) = self.keys.get_mut(slot as usize)
+        {
+            end(&mut slot.bucket);
+        }
+    }
+
+    fn change_tokens(&mut self, place: usize, was: &Gate, now: Micros) {
+        if was.has_rate && !self.gates[place].has_rate {
+            let flag = if place == self.queues.len() { SPENT_OF_ALL } else { SPENT };
+            self.forget_tokens(place, flag);
+        }
+        if was.has_key_rate && !self.gates[place].has_key_rate {
+            self.forget_tokens(place, KEY_SPENT);
+        }
+        self.change_keys(place, was, now);
+    }
+
+    /// A rate is no more: the tokens that claims have of it are none of the next one's.
+    fn forget_tokens(&mut self, place: usize, flag: u8) {
+        let is_of_all = place == self.queues.len();
+        let claims = self.entries.iter_mut().filter(|entry| entry.state == EntryState::Claimed);
+        let claims = claims.filter(|entry| is_of_all || usize::from(entry.queue.0) == place);
+        claims.for_each(|entry| entry.flags &= !flag);
     }
 
     /// Whether a ready task may be handed out, as far as its queue goes.
@@ -348,10 +395,9 @@ impl Board<'_> {
     /// A task is handed out: a token of each rate that counts it.
     pub(super) fn spend(&mut self, index: u32, now: Micros) {
         let queue = self.entries[index as usize].queue;
-        for place in [usize::from(queue.0), self.queues.len()] {
-            if self.gates[place].has_rate {
-                self.gates[place].bucket.take(now);
-                self.entries[index as usize].flags |= SPENT;
+        for (place, flag) in [(usize::from(queue.0), SPENT), (self.queues.len(), SPENT_OF_ALL)] {
+            if self.gates[place].has_rate && self.gates[place].bucket.take(now) {
+                self.entries[index as usize].flags |= flag;
             }
         }
     }
@@ -378,11 +424,20 @@ impl Board<'_> {
         }
     }
 
+    /// The clock was set back to this moment: rates go on from there.
+    pub fn clock_went_back(&mut self, now: Micros) {
+        self.gates.iter_mut().for_each(|gate| gate.bucket.settle(now));
+        self.head.keys_full_at = 0;
+    }
+
     /// Claims and workers are forgotten; what is set stays.
     pub(super) fn reset_gates(&mut self) {
         for gate in self.gates.iter_mut() {
             gate.running = 0;
             gate.held = 0;
+            gate.bucket.keep_all();
+            // What was taken of each key is forgotten too.
+            gate.key_bucket = gate.key_bucket.forgotten();
         }
         let known = self.queues.len();
         for (queue, _) in self.queues.iter_mut().zip(self.gates.iter()).filter(|(_, gate)| !gate.set) {

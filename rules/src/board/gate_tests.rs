@@ -336,7 +336,7 @@ proptest! {
                         paused,
                         concurrency,
                         rate: rated.then_some(Rate { count: 2, period: SECOND, burst: 3 }),
-                        key_concurrency: None,
+                        ..QueueRule::default()
                     });
                     prop_assert!(board.set_rule(&name(queue), rule.as_ref(), now));
                     rules[usize::from(queue)] = rule;

@@ -56,7 +56,7 @@ impl Sizes {
         (self.entries / 4).next_power_of_two()
     }
 
-    /// How many keys can have claims that count.
+    /// How many keys can have claims that count, or tokens of a rate that were taken.
     pub fn keys(&self) -> usize {
         (self.entries / 4).max(16)
     }
@@ -105,6 +105,10 @@ pub struct Head {
     pub(super) kind_limits: [KindLimit; MAX_KIND_LIMITS],
     pub(super) kind_limits_len: u16,
     pub(super) keys_free: u32,
+    /// Before this moment no bucket of an idle key is full.
+    pub(super) keys_full_at: Micros,
+    /// When full buckets were last looked for.
+    pub(super) keys_swept_at: Micros,
     /// Claims of tasks that have a key.
     pub(super) keyed: u32,
     /// There were more groups and keys to look at than could be noted.
@@ -134,6 +138,8 @@ impl Head {
         kind_limits: [KindLimit::NONE; MAX_KIND_LIMITS],
         kind_limits_len: 0,
         keys_free: NIL,
+        keys_full_at: Micros::MAX,
+        keys_swept_at: 0,
         keyed: 0,
         looks_lost: false,
         looks_len: 0,
@@ -162,10 +168,14 @@ pub(super) const COUNTED: u8 = 2;
 pub(super) const CANCELLED: u8 = 4;
 /// The worker has been told.
 pub(super) const CANCEL_TOLD: u8 = 8;
-/// The claim took a token of a rate.
+/// The claim has a token of its queue's rate that is not kept yet.
 pub(super) const SPENT: u8 = 16;
 /// The claim counts against the limit of its step.
 pub(super) const ADMITTED: u8 = 32;
+/// The claim has such a token of its key's rate.
+pub(super) const KEY_SPENT: u8 = 64;
+/// The claim has such a token of the rate of all queues together.
+pub(super) const SPENT_OF_ALL: u8 = 128;
 
 /// The worker does not run the task: it is asked what to do instead of parking it.
 pub(super) const ASKED: u8 = 64;

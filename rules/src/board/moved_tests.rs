@@ -87,7 +87,7 @@ fn a_claimed_task_stays_with_its_worker_counts_in_the_other_queue_and_comes_back
     let mut memory = memory();
     let mut board = memory.board();
     let (a, b) = (worker(&mut board, 1, "a"), worker(&mut board, 2, "b"));
-    let rule = QueueRule { paused: false, concurrency: Some(5), rate: None, key_concurrency: None };
+    let rule = QueueRule { concurrency: Some(5), ..QueueRule::default() };
     for queue in ["a", "b"] {
         assert!(board.set_rule(&name(queue), Some(&rule), 0));
     }

@@ -69,7 +69,7 @@ async fn each_key_has_its_limit_with_several_workers_and_uses_it_to_the_full() -
     }
     ensure!(most_at_once(&ledger, "") > 4, "keys hold each other up");
     // Another queue has no such limit, and the same names are other keys there.
-    enqueue_sleeps(&db, "other", 1, 12, 300).await?;
+    enqueue_sleeps(&db, "other", 1, 12, 2_000).await?;
     db.until("SELECT running = 12 FROM pg_task.keys WHERE queue = 'other' AND key = 'k1'").await?;
     // A limit that is lowered takes nothing back; one that is set counts what runs.
     db.run("SELECT pg_task.set_queue('other', key_concurrency => 3)").await?;

@@ -143,7 +143,7 @@ const EVERYTHING: &[&str] = &[
     r#"WITH t AS (SELECT pg_task.schedule('{"A": {"B": 1}}', '2030-01-01', 'trapped') FROM pg_catalog.generate_series(1, 3)) SELECT pg_task.move_all('trapped 2', 'trapped'), pg_task.cancel_all('trapped 2') FROM t"#,
     "SELECT pg_task.stop_workers('00000000-0000-0000-0000-00000000000b')",
     "SELECT id FROM pg_task.find(tags => '{a}', meta => '{}', trace => '0af7651916cd43dd8448eb211c80319c')",
-    r#"SELECT pg_task.set_queue('trapped', 3, 5, '1 s', 2, 1, '{"limit": 1}', '1 s', '0'), pg_task.pause_queue('trapped'), pg_task.resume_queue('trapped'), pg_task.drop_queue('trapped')"#,
+    r#"SELECT pg_task.set_queue('trapped', 3, 5, '1 s', 2, 1, '{"limit": 1}', '1 s', '0', 4, '1 s', 2, '{"a": 2}'), pg_task.key_opens_at('trapped', 1), pg_task.pause_queue('trapped'), pg_task.resume_queue('trapped'), pg_task.drop_queue('trapped')"#,
     "SELECT pg_task.limit_step('Test/Trapped', 3), pg_task.limit_step('Test/Trapped', NULL), pg_task.step_running('Test/Note')",
     r#"SELECT pg_task.enqueue('{"Test": {"Note": {"key": "a"}}}', options => '{"group": "trapped"}')"#,
     r#"SELECT pg_task.enqueue('{"Test": {"Note": {"key": "a"}}}', options => '{"key": "trapped"}')"#,

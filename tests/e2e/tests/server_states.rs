@@ -102,6 +102,7 @@ async fn a_standby_shows_tasks_refuses_to_write_and_hands_out_after_its_promotio
     let mut session = copy.session().await?;
     let reads = [
         "claims",
+        "key_opens_at",
         "lanes",
         "next_ticks",
         "queue_states",

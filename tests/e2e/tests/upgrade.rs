@@ -79,7 +79,7 @@ fn artificial() -> Result<(String, String)> {
     update += &take(
         &mut old,
         "CREATE VIEW pg_task.keys",
-        "key_concurrency IS 'The most that run at once; NULL for any number';",
+        "lets the next task go; NULL when neither holds it back now';",
     )?;
     // The view of problems looks at groups.
     let start = old.find("CREATE VIEW pg_task.problems").context("no such view")?;
