@@ -61,7 +61,11 @@ fn artificial() -> Result<(String, String)> {
     let end = old[start..].find("COMMENT ON VIEW").context("it has a comment")?;
     update += &old[start..start + end].replace("CREATE VIEW", "CREATE OR REPLACE VIEW");
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.running.options", "';")?;
-    take(&mut old, ", t.options", ", t.options")?;
+    for column in ["progress", "progress_text", "progress_at"] {
+        update += &take(&mut old, &format!("COMMENT ON COLUMN pg_task.running.{column} "), "';")?;
+    }
+    // The view's last columns.
+    take(&mut old, ", t.options", "c.progress_at")?;
     update += &take(&mut old, "COMMENT ON COLUMN pg_task.task.errors", "';")?;
     // With the comments on its columns.
     update += &take(&mut old, "CREATE VIEW pg_task.task_errors", "IS 'Whether the task is parked now';")?;
