@@ -280,10 +280,10 @@ async fn times_delays_queues_priorities_and_arrays_out_of_range_are_refused() ->
         ),
         (
             format!(
-                "SELECT pg_task.exchange({WORKER}, 0, ARRAY[{WORKER}::uuid], '{{1}}', '{{1}}', '{{11}}')"
+                "SELECT pg_task.exchange({WORKER}, 0, ARRAY[{WORKER}::uuid], '{{1}}', '{{1}}', '{{12}}')"
             ),
             "22023",
-            "between 0 and 10",
+            "between 0 and 11",
         ),
         (
             format!(
