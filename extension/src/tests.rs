@@ -129,13 +129,13 @@ mod tests {
             .expect("an administrator may");
         Spi::run("UPDATE pg_task.task SET error = NULL").expect("it is there");
         assert_eq!(
-            one::<bool>("SELECT fence = 1 AND tried = 0 AND error IS NULL FROM pg_task.task"),
+            one::<bool>("SELECT fence = 1::bigint << 32 AND tried = 0 AND error IS NULL FROM pg_task.task"),
             Some(true)
         );
         Spi::run("UPDATE pg_task.task SET wakeup_at = now() + interval '1 day'").expect("it is there");
-        assert_eq!(one::<i64>("SELECT fence FROM pg_task.task"), Some(2));
+        assert_eq!(one::<i64>("SELECT fence FROM pg_task.task"), Some(2 << 32));
         Spi::run("UPDATE pg_task.task SET locked_by = id, locked_at = now()").expect("it is there");
-        assert_eq!(one::<i64>("SELECT fence FROM pg_task.task"), Some(2));
+        assert_eq!(one::<i64>("SELECT fence FROM pg_task.task"), Some(2 << 32));
     }
 
     #[pg_test(error = "the id of a task cannot be changed")]
