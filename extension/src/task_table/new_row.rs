@@ -74,7 +74,7 @@ impl Indexes {
         }
     }
 
-    /// What `ExecOpenIndices` does; the places of those that are left out stay empty, as the server's functions allow.
+    /// What `ExecOpenIndices` does, without those that are left out.
     ///
     /// # Safety
     /// As `open`.
@@ -87,6 +87,7 @@ impl Indexes {
             let room = count.max(1) * size_of::<*mut u8>();
             let descriptions = pg_sys::palloc0(room).cast::<pg_sys::Relation>();
             let infos = pg_sys::palloc0(room).cast::<*mut pg_sys::IndexInfo>();
+            let mut opened = 0;
             for at in 0..count {
                 let index = (*(*list).elements.add(at)).oid_value;
                 let name = pg_sys::get_rel_name(index);
@@ -94,11 +95,13 @@ impl Indexes {
                     continue;
                 }
                 let description = pg_sys::index_open(index, pg_sys::RowExclusiveLock as i32);
-                *descriptions.add(at) = description;
-                *infos.add(at) = pg_sys::BuildIndexInfo(description);
+                // No place stays empty: PostgreSQL 18 closes every one.
+                *descriptions.add(opened) = description;
+                *infos.add(opened) = pg_sys::BuildIndexInfo(description);
+                opened += 1;
             }
             pg_sys::list_free(list);
-            (*target).ri_NumIndices = count as i32;
+            (*target).ri_NumIndices = opened as i32;
             (*target).ri_IndexRelationDescs = descriptions;
             (*target).ri_IndexRelationInfo = infos;
         }
