@@ -8,9 +8,12 @@ use std::ffi::CStr;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
+use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::Oid;
+
+use crate::task_table::place_of;
 
 /// A statement whose plan is made at its first use and kept.
 pub struct Statement {
@@ -199,6 +202,14 @@ impl Rows {
     pub fn uuid(&self, row: usize, column: i32) -> Option<TaskId> {
         // SAFETY: the statement's column is a uuid, which is passed by pointer to its 16 bytes.
         self.datum(row, column).map(|datum| unsafe { uuid_from(datum) })
+    }
+
+    /// Where a row of the task table lies: its `ctid`.
+    pub fn place(&self, row: usize, column: i32) -> Place {
+        self.datum(row, column).map_or(Place::UNKNOWN, |tid| {
+            // SAFETY: the statement's column is a row's place.
+            place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
+        })
     }
 
     /// A `text`.

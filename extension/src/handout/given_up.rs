@@ -19,7 +19,6 @@ use crate::spi::Connected;
 use crate::spi::ElementType;
 use crate::spi::Rows;
 use crate::spi::Statement;
-use crate::task_table::place_of;
 
 thread_local! {
     static READ: Statement = const { Statement::new(
@@ -84,10 +83,7 @@ impl Asked {
             step: rows.datum(row, 6)?,
             options: rows.datum(row, 8),
         };
-        let place = rows.datum(row, 7).map_or(Place::UNKNOWN, |tid| {
-            // SAFETY: the column is a row's place.
-            place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
-        });
+        let place = rows.place(row, 7);
         Some((task, place))
     }
 }

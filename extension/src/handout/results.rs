@@ -41,7 +41,6 @@ use crate::spi::Statement;
 use crate::spi::sql;
 use crate::task_table::Deleted;
 use crate::task_table::TaskTable;
-use crate::task_table::place_of;
 
 const UPDATE_TYPES: &[pg_sys::Oid] = &[
     pg_sys::UUIDARRAYOID,
@@ -463,10 +462,7 @@ impl Writer<'_> {
             rows_by_id.filter_map(|(rows, row)| Some((rows.uuid(row, 1)?, (rows, row)))).collect();
         went_on.extend(updates.iter().filter_map(|&index| {
             let (rows, row) = *by_id.get(&results[index].id)?;
-            let place = rows.datum(row, 5).map_or(Place::UNKNOWN, |tid| {
-                // SAFETY: the column is a row's place.
-                place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
-            });
+            let place = rows.place(row, 5);
             Some((index, rows.int8(row, 2).unwrap_or(0), place))
         }));
         let mut ends: Vec<(usize, End)> = Vec::with_capacity(went_on.len());

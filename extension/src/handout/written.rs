@@ -25,7 +25,6 @@ use crate::spi::Rows;
 use crate::spi::Statement;
 use crate::spi::sql;
 use crate::task_table::TaskTable;
-use crate::task_table::place_of;
 
 /// A row that someone else is changing is looked at again after this time.
 pub const BUSY: Micros = 200_000;
@@ -192,10 +191,7 @@ impl WrittenRows {
             step,
             options,
         };
-        let place = rows.datum(row, 8).map_or(Place::UNKNOWN, |tid| {
-            // SAFETY: the column is a row's place.
-            place_of(unsafe { &*tid.cast_mut_ptr::<pg_sys::ItemPointerData>() })
-        });
+        let place = rows.place(row, 8);
         Written::Run(task, place)
     }
 }
