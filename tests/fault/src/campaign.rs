@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::bail;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use crate::check;
 use crate::check::Evidence;
@@ -20,6 +21,8 @@ use crate::check::Violation;
 use crate::fault::Fault;
 use crate::fault::Outcome;
 use crate::fault::Size;
+use crate::govern;
+use crate::govern::Duty;
 use crate::ledger;
 use crate::load;
 use crate::measure;
@@ -31,6 +34,7 @@ use crate::scene::PATIENCE;
 use crate::scene::Patience;
 use crate::scene::Scene;
 use crate::server_log;
+use crate::ticks;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -102,6 +106,9 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
     }
     load.spawn(load::meddle(scene.clone(), order.seed));
     load.spawn(operate::operate(scene.clone(), order.seed));
+    for duty in Duty::ALL {
+        load.spawn(govern::govern(scene.clone(), order.seed, duty));
+    }
     load.spawn(note_stalls(scene.clone()));
     let mut round = 0;
     let played = play_all(&scene, &order, began, &mut round, &mut summary).await;
@@ -209,7 +216,6 @@ pub(crate) async fn examine(
     drain(scene).await?;
     let mut evidence = evidence(scene).await?;
     let mut violations = check::check(&evidence);
-    let ticks = ticks(scene).await?;
     let order_of_hand_out = hand_out_order(scene, seed).await?;
     let mut log = log_complaints(scene, log_read)?;
     summary.tasks +=
@@ -217,15 +223,17 @@ pub(crate) async fn examine(
     summary.runs +=
         evidence.lines.iter().filter(|line| matches!(line.entry, ledger::Entry::Began(_))).count();
     summary.checks += 1;
-    if violations.is_empty() && ticks.is_none() && order_of_hand_out.is_none() && log.is_empty() {
+    if violations.is_empty() && order_of_hand_out.is_none() && log.is_empty() {
         println!(
             "check after round {round}: {} lines, nothing lost, nothing doubled ({:.0} s)",
             evidence.lines.len(),
             began.elapsed().as_secs_f64()
         );
+        println!("   {}", evidence.tally());
         // The next check begins from nothing. Nothing runs now that could still write.
-        scene.run("DELETE FROM pg_task.task; TRUNCATE effect, exact, wish, pg_task.history").await?;
+        scene.run("DELETE FROM pg_task.task WHERE NOT step ? 'Clock'; DELETE FROM pg_task.unique_key; TRUNCATE effect, exact, twin, wish, pg_task.history").await?;
         std::fs::File::create(&scene.ledger_path)?;
+        ticks::settle(scene, &evidence.schedules).await?;
         evidence.lines.clear();
         return Ok(());
     }
@@ -235,7 +243,7 @@ pub(crate) async fn examine(
     if violations.len() > 10 {
         println!("… and {} more", violations.len() - 10);
     }
-    for text in order_of_hand_out.into_iter().chain(ticks) {
+    if let Some(text) = order_of_hand_out {
         println!("\nVIOLATION {text}");
         violations.push(Violation { key: 0, text });
     }
@@ -292,6 +300,12 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
         let [key, seq, token] = row.split(' ').collect::<Vec<_>>()[..] else { return None };
         Some((key.parse().ok()?, (seq.parse().ok()?, token.parse().ok()?)))
     });
+    let written = scene.column("SELECT key || ' ' || id FROM twin").await?;
+    let mut twins: HashMap<u64, Vec<Uuid>> = HashMap::new();
+    for row in written {
+        let (key, id) = row.split_once(' ').context("no twin")?;
+        twins.entry(key.parse()?).or_default().push(id.parse()?);
+    }
     let history = scene
         .column(
             "SELECT p.key || ' ' || p.seq || ' ' || h.attempts || ' ' || h.outcome || ' ' || h.id || ' ' || coalesce(p.mark, 0)
@@ -328,6 +342,7 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
     exact.for_each(|(key, row)| exactly.entry(key).or_default().push(row));
     Ok(Evidence {
         exactly,
+        twins,
         wishes: scene
             .column("SELECT DISTINCT key FROM wish")
             .await?
@@ -335,27 +350,13 @@ async fn evidence(scene: &Scene) -> anyhow::Result<Evidence> {
             .map(|key| key.parse())
             .collect::<Result<_, _>>()?,
         history,
+        schedules: ticks::collect(scene).await?,
         rows: rows.collect(),
         effects: effects.collect(),
         lines: ledger::read(&scene.ledger_path)?,
         faults: scene.faults(),
         lost_limit: scene.ask("SHOW pg_task.lost_limit").await?.parse()?,
     })
-}
-
-/// What is wrong with the ticks of the schedules: each second from the first to the last has its task once.
-async fn ticks(scene: &Scene) -> anyhow::Result<Option<String>> {
-    let wrong = scene
-        .column(
-            "SELECT format('%s: %s tasks and %s ticks in %s seconds', queue, tasks, ticks, seconds) FROM (
-                SELECT queue, count(*) AS tasks, count(DISTINCT at) AS ticks, extract(epoch FROM max(at) - min(at))::int + 1 AS seconds
-                FROM (SELECT queue, (step #>> '{Tick,Tock,at}')::timestamptz AS at FROM pg_task.task WHERE step ? 'Tick') AS t GROUP BY queue) AS q
-             WHERE tasks <> ticks OR ticks <> seconds",
-        )
-        .await?;
-    let count = scene.ask("SELECT count(*) FROM pg_task.task WHERE step ? 'Tick'").await?;
-    let none = (count == "0").then(|| "the schedules have not ticked".to_owned());
-    Ok(wrong.into_iter().next().or(none))
 }
 
 /// Tasks of many priorities that are all ready before the first is handed out: the tokens tell the order. Returns what is wrong with it.

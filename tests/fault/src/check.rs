@@ -12,13 +12,25 @@
 //! - what a step writes in the transaction of its transition is there once if it led on, by the run that did, and never twice;
 //! - a task whose deadline is over does not begin, and no attempt is counted;
 //! - tasks of one group run one at a time, in the order in which they were enqueued; of a key no more at once than its queue allows;
+//! - of a queue with a rate, and of each of its keys, no more is handed out in any stretch of time than the burst and the rate allow;
+//! - nothing of a queue is handed out while it is paused;
+//! - what a queue says for its tasks of retries holds from its commit on; a queue that keeps no history has none;
+//! - a copy of a task is a task of its own;
 //! - the key of unique tasks stands for one at a time, and who meets it while it is queued gets a run that begins later;
 //! - what an operator has put into a payload is there until the end; a call that changes many says how many;
+//! - each tick of a schedule has its task once, or is counted as left out by the schedule's policies; none is forgotten, none comes in a pause;
 //! - the history has one row of each task that has ended, with the outcome and the attempts that the ledger knows, and none of another.
 
 mod bonds;
+mod clones;
+mod defaults;
+mod hand_outs;
 mod history;
+mod pauses;
+mod rates;
 mod runs;
+mod tally;
+mod ticks;
 mod unique;
 
 use std::collections::BTreeMap;
@@ -56,6 +68,10 @@ pub struct Evidence {
     pub exactly: HashMap<u64, Vec<(u32, i64)>>,
     /// The faults.
     pub faults: Vec<Span>,
+    /// What copies of tasks, and the tasks, have written: their ids by the task's key.
+    pub twins: HashMap<u64, Vec<Uuid>>,
+    /// What the schedules have done.
+    pub schedules: Vec<crate::ticks::Past>,
     /// `pg_task.lost_limit`.
     pub lost_limit: i32,
 }
@@ -130,21 +146,35 @@ struct Story<'a> {
     /// Runs in the order of their tokens, with the moment at which they began.
     runs: Vec<(Run, Moment)>,
     ends: HashMap<i64, (End, Moment)>,
-    parked: Vec<(i32, &'a str)>,
+    /// Each time: attempts, the reason, when it was found.
+    parked: Vec<(i32, &'a str, Moment)>,
+    /// What `enqueue_unique` failed for: this task holds the key.
+    refused: Option<Uuid>,
+    /// How often it was about to be copied.
+    copyings: usize,
+    /// Copies whose commits are known.
+    copies: Vec<Uuid>,
     /// What `enqueue_unique` said of it.
     answer: Option<(Answer, Uuid)>,
     /// The marks that an operator was about to put into it, and whether the commit is known.
     marks: Vec<(u64, bool)>,
-    /// When it was first about to be resumed.
-    resumed_at: Option<Moment>,
+    /// When it was about to be resumed.
+    resumings: Vec<Moment>,
 }
 
-/// Every broken promise, in the order of the keys.
-pub fn check(evidence: &Evidence) -> Vec<Violation> {
+/// What the ledger says of each task.
+fn stories(evidence: &Evidence) -> BTreeMap<u64, Story<'_>> {
     let mut stories: BTreeMap<u64, Story<'_>> = BTreeMap::new();
     for line in &evidence.lines {
         stories.entry(line.key).or_default().add(line);
     }
+    stories.values_mut().for_each(|story| story.runs.sort_by_key(|(run, _)| run.token));
+    stories
+}
+
+/// Every broken promise, in the order of the keys.
+pub fn check(evidence: &Evidence) -> Vec<Violation> {
+    let stories = stories(evidence);
     let mut rows: HashMap<u64, Vec<&Row>> = HashMap::new();
     for row in &evidence.rows {
         rows.entry(row.key).or_default().push(row);
@@ -156,15 +186,21 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
         }
     }
     runs::tokens_are_given_once(&stories, &mut out);
-    for (&key, story) in &mut stories {
-        story.runs.sort_by_key(|(run, _)| run.token);
+    for (&key, story) in &stories {
         let rows = rows.remove(&key).unwrap_or_default();
         let mut complain = |text: String| out.push(Violation { key, text });
         story.enqueued(&rows, &mut complain);
         if let Some(plan) = story.plan {
             let past = evidence.history.get(&key).map_or(&[][..], Vec::as_slice);
+            if plan.kind == Kind::Twin {
+                let written = evidence.twins.get(&key).map_or(&[][..], Vec::as_slice);
+                story.copies(&rows, written, past, &mut complain);
+                continue;
+            }
             if !matches!(plan.bond, Bond::Unique(_)) {
                 story.ended(plan, &rows, &mut complain);
+            }
+            if !matches!(plan.bond, Bond::Forgotten | Bond::Unique(_)) {
                 story.history(plan, &rows, past, &mut complain);
             }
             story.transitions(plan, &mut complain);
@@ -177,6 +213,11 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
     bonds::groups_go_in_order(&stories, &mut out);
     unique::keys_stand_for_one_task(&stories, evidence, &mut out);
     bonds::keys_keep_their_limit(&stories, &mut out);
+    let hand_outs = hand_outs::in_order(&stories);
+    rates::are_kept(&hand_outs, &mut out);
+    pauses::hold(evidence, &hand_outs, &mut out);
+    defaults::hold(&stories, evidence, &mut out);
+    ticks::each_tick_has_its_task_once(evidence, &mut out);
     for key in evidence.history.keys().filter(|key| !stories.contains_key(key)) {
         out.push(Violation { key: *key, text: "the history knows of it, and nobody enqueued it".to_owned() });
     }
@@ -208,14 +249,24 @@ impl<'a> Story<'a> {
                 self.changed |= matches!(plan.bond, Bond::Unique(_));
                 self.intended_at = line.at;
             }
-            Entry::Parked(tried, error) => self.parked.push((*tried, error)),
+            Entry::Copied(id) => self.copies.push(*id),
+            Entry::Copying => self.copyings += 1,
+            Entry::Parked(tried, error) => self.parked.push((*tried, error, line.at)),
+            Entry::Refused(id) => self.refused = Some(*id),
             Entry::Changing => (self.changed, self.moved) = (true, true),
             Entry::Resuming => {
                 self.changed = true;
-                self.resumed_at.get_or_insert(line.at);
+                self.resumings.push(line.at);
             }
             Entry::RolledBack => self.rolled_back = true,
-            Entry::Wrong(_) => {}
+            Entry::Paused(_)
+            | Entry::Rested(_)
+            | Entry::Ruled(_)
+            | Entry::Ruling
+            | Entry::Ticked(_)
+            | Entry::Unpausing(_)
+            | Entry::Watched(_)
+            | Entry::Wrong(_) => {}
         }
     }
 
@@ -252,7 +303,7 @@ impl<'a> Story<'a> {
             return;
         }
         if plan.kind == Kind::Expired
-            && self.runs.iter().any(|(_, began)| self.resumed_at.is_none_or(|resumed| *began < resumed))
+            && self.runs.iter().any(|(_, began)| self.resumings.first().is_none_or(|resumed| began < resumed))
         {
             complain("its deadline was over, and it began".to_owned());
         }
@@ -334,7 +385,10 @@ impl<'a> Story<'a> {
 impl Evidence {
     /// The whole story of a violation, for people: the task's lines, its row, the faults around it.
     pub fn account(&self, violation: &Violation) -> String {
-        let lines: Vec<&Line> = self.lines.iter().filter(|line| line.key == violation.key).collect();
+        let of_it = |line: &&Line| {
+            line.key == violation.key && (line.key > 0 || matches!(line.entry, Entry::Wrong(_)))
+        };
+        let lines: Vec<&Line> = self.lines.iter().filter(of_it).collect();
         let mut text = format!("task {}: {}\n", violation.key, violation.text);
         let start = lines.first().map_or(0, |line| line.at);
         let end = lines.last().map_or(Moment::MAX, |line| line.at);

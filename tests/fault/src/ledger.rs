@@ -34,6 +34,10 @@ pub enum Entry {
     Changing,
     /// The transaction that enqueued it has committed.
     Committed,
+    /// A task has this copy: the commit is known.
+    Copied(Uuid),
+    /// An operator is about to commit a copy of the task.
+    Copying,
     /// An operator has put this mark into the task, and that has committed.
     Edited(u64),
     /// An operator is about to commit that.
@@ -44,12 +48,56 @@ pub enum Entry {
     Intended(Plan),
     /// The task was found parked, with this number of attempts and this reason.
     Parked(i32, String),
+    /// A queue is paused: the commit is known.
+    Paused(String),
+    /// `enqueue_unique` has failed, because this task holds the key.
+    Refused(Uuid),
+    /// A schedule was paused.
+    Rested(Rest),
     /// A user is about to clear its error.
     Resuming,
     /// The transaction that enqueued it was rolled back.
     RolledBack,
+    /// The queues of heirs say so many retries: the commit is known.
+    Ruled(i32),
+    /// They are about to say something else.
+    Ruling,
+    /// The task of a tick begins or ends.
+    Ticked(Tick),
+    /// A paused queue is about to be resumed.
+    Unpausing(String),
+    /// So many running steps were seen to say how far they are.
+    Watched(u32),
     /// Something was seen that must not be.
     Wrong(String),
+}
+
+/// A pause of a schedule, by the server's clock in seconds since 1970.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Rest {
+    /// Which one.
+    pub schedule: String,
+    /// The last tick that was dealt with before the pause was asked for.
+    pub dealt: i64,
+    /// From here on it was paused for certain.
+    pub since: i64,
+    /// Up to here it was.
+    pub until: i64,
+    /// From here on it was not any more.
+    pub over: i64,
+}
+
+/// A run of the task of a tick.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tick {
+    /// The schedule.
+    pub schedule: String,
+    /// The tick, in seconds since 1970.
+    pub at: i64,
+    /// The task.
+    pub task: Uuid,
+    /// Whether the run is about to end, or begins.
+    pub ends: bool,
 }
 
 /// A run of a step.
@@ -146,6 +194,8 @@ impl std::fmt::Display for Line {
             Entry::Cancelling => f.write_str("cancelling"),
             Entry::Changing => f.write_str("changing"),
             Entry::Committed => f.write_str("committed"),
+            Entry::Copied(id) => write!(f, "copied {id}"),
+            Entry::Copying => f.write_str("copying"),
             Entry::Edited(mark) => write!(f, "edited mark {mark}"),
             Entry::Editing(mark) => write!(f, "editing mark {mark}"),
             Entry::Ended(seq, token, end) => {
@@ -159,8 +209,20 @@ impl std::fmt::Display for Line {
             }
             Entry::Intended(plan) => write!(f, "intended {plan}"),
             Entry::Parked(tried, error) => write!(f, "parked tried {tried} {}", error.replace('\n', " ")),
+            Entry::Paused(queue) => write!(f, "paused {queue}"),
+            Entry::Refused(id) => write!(f, "refused {id}"),
+            Entry::Rested(Rest { schedule, dealt, since, until, over }) => {
+                write!(f, "rested {schedule} dealt {dealt} since {since} until {until} over {over}")
+            }
             Entry::Resuming => f.write_str("resuming"),
             Entry::RolledBack => f.write_str("rolled-back"),
+            Entry::Ruled(limit) => write!(f, "ruled {limit}"),
+            Entry::Ruling => f.write_str("ruling"),
+            Entry::Ticked(Tick { schedule, at, task, ends }) => {
+                write!(f, "ticked {schedule} at {at} task {task} {}", if *ends { "ends" } else { "begins" })
+            }
+            Entry::Unpausing(queue) => write!(f, "unpausing {queue}"),
+            Entry::Watched(count) => write!(f, "watched {count}"),
             Entry::Wrong(text) => write!(f, "wrong {}", text.replace('\n', " ")),
         }
     }
@@ -185,6 +247,8 @@ impl Line {
             ("cancelling", []) => Entry::Cancelling,
             ("changing", []) => Entry::Changing,
             ("committed", []) => Entry::Committed,
+            ("copied", [id]) => Entry::Copied(id.parse()?),
+            ("copying", []) => Entry::Copying,
             ("edited", ["mark", mark]) => Entry::Edited(mark.parse()?),
             ("editing", ["mark", mark]) => Entry::Editing(mark.parse()?),
             ("ended", ["step", seq, "token", token, end]) => {
@@ -199,8 +263,31 @@ impl Line {
             }
             ("intended", plan) => Entry::Intended(plan.join(" ").parse()?),
             ("parked", ["tried", tried, error @ ..]) => Entry::Parked(tried.parse()?, error.join(" ")),
+            ("paused", [queue]) => Entry::Paused((*queue).to_owned()),
+            ("refused", [id]) => Entry::Refused(id.parse()?),
+            ("rested", [schedule, "dealt", dealt, "since", since, "until", until, "over", over]) => {
+                Entry::Rested(Rest {
+                    schedule: (*schedule).to_owned(),
+                    dealt: dealt.parse()?,
+                    since: since.parse()?,
+                    until: until.parse()?,
+                    over: over.parse()?,
+                })
+            }
             ("resuming", []) => Entry::Resuming,
             ("rolled-back", []) => Entry::RolledBack,
+            ("ruled", [limit]) => Entry::Ruled(limit.parse()?),
+            ("ruling", []) => Entry::Ruling,
+            ("ticked", [schedule, "at", at, "task", task, word @ ("begins" | "ends")]) => {
+                Entry::Ticked(Tick {
+                    schedule: (*schedule).to_owned(),
+                    at: at.parse()?,
+                    task: task.parse()?,
+                    ends: *word == "ends",
+                })
+            }
+            ("unpausing", [queue]) => Entry::Unpausing((*queue).to_owned()),
+            ("watched", [count]) => Entry::Watched(count.parse()?),
             ("wrong", text) => Entry::Wrong(text.join(" ")),
             _ => bail!("no entry"),
         };
@@ -228,15 +315,27 @@ mod tests {
             Entry::Cancelling,
             Entry::Changing,
             Entry::Committed,
+            Entry::Copied(Uuid::from_u128(7)),
+            Entry::Copying,
             Entry::Edited(9),
             Entry::Editing(9),
             Entry::Ended(3, 8, End::Next),
             Entry::Intended(Plan::new(Kind::Chain, 4)),
             Entry::Intended(Plan::new(Kind::Nap, 1).tied(Bond::Group { group: 7, batch: 1 })),
             Entry::Intended(Plan::new(Kind::Exact, 2).tied(Bond::Tenant(3))),
+            Entry::Intended(Plan::new(Kind::Noop, 0).tied(Bond::Metered(3))),
             Entry::Parked(4, "the worker was lost".to_owned()),
+            Entry::Paused("*".to_owned()),
+            Entry::Refused(Uuid::from_u128(7)),
+            Entry::Ruled(5),
+            Entry::Ruling,
+            Entry::Intended(Plan::new(Kind::Heir, 1).tied(Bond::Forgotten)),
+            Entry::Rested(Rest { schedule: "s".to_owned(), dealt: 1, since: 2, until: 3, over: 4 }),
             Entry::Resuming,
             Entry::RolledBack,
+            Entry::Ticked(Tick { schedule: "s".to_owned(), at: 5, task: Uuid::from_u128(7), ends: true }),
+            Entry::Unpausing("*".to_owned()),
+            Entry::Watched(3),
             Entry::Wrong("this and that".to_owned()),
         ];
         for entry in entries {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use anyhow::Context;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use sqlx::PgConnection;
 use sqlx::Row;
+use sqlx::postgres::PgDatabaseError;
 use sqlx::types::Json;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -16,6 +18,7 @@ use crate::ledger::Entry;
 use crate::plan::Answer;
 use crate::plan::Bond;
 use crate::plan::Kind;
+use crate::plan::PERIOD;
 use crate::plan::Plan;
 use crate::plan::Scope;
 use crate::plan::Unique;
@@ -33,6 +36,8 @@ enum Fate {
 
 /// Enqueues until the scene says that the run is over.
 pub async fn produce(scene: Arc<Scene>, seed: u64, pace: Duration) {
+    // Whoever wants an error for a key that is held gets one.
+    scene.excuse("a task holds the key");
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut connection: Option<PgConnection> = None;
     loop {
@@ -170,7 +175,9 @@ async fn unique(scene: &Scene, connection: &mut PgConnection, rng: &mut fastrand
         Err(error) => {
             // The transaction was not told to commit.
             conclude(scene, &tasks, &Fate::RolledBack)?;
-            return Err(error);
+            let holder = holder_of(&error).context(error)?;
+            scene.ledger.note(key, Entry::Refused(holder))?;
+            return Ok(run(connection, "ROLLBACK").await?);
         }
     };
     let committed = match rng.u32(0..10) {
@@ -209,16 +216,25 @@ async fn ask_unique(
         wish.execute(&mut *connection).await?;
     }
     let call = "SELECT id, outcome FROM pg_task.enqueue_unique($1, $2, scope => $3, on_conflict => $4, \
-         wakeup_at => now() + $5 * interval '1 ms')";
+         wakeup_at => now() + $5 * interval '1 ms', period => $6 * interval '1 ms')";
     let row = sqlx::query(call)
         .bind(Json(&task.step))
         .bind(format!("unique {}", unique.name))
         .bind(unique.scope.word())
         .bind(unique.on_conflict.word())
         .bind(f64::from(later))
+        .bind((unique.scope == Scope::Period).then_some(PERIOD as f64 * 10.0))
         .fetch_one(connection)
         .await?;
     Ok((row.try_get(0)?, row.try_get::<&str, _>(1)?.parse()?))
+}
+
+/// The task of which an error says that it holds the key.
+fn holder_of(error: &anyhow::Error) -> Option<Uuid> {
+    let error = error.downcast_ref::<sqlx::Error>()?.as_database_error()?;
+    let error = error.try_downcast_ref::<PgDatabaseError>().filter(|error| error.code() == "23505")?;
+    let (_, task) = error.detail()?.split_once("by the task ")?;
+    task.split(',').next()?.parse().ok()
 }
 
 /// A task that is about to be enqueued.
@@ -368,7 +384,9 @@ async fn cancel_one(scene: &Scene) -> anyhow::Result<()> {
 }
 
 async fn change_one(scene: &Scene) -> anyhow::Result<()> {
-    let Some((id, key)) = some_task(scene, "NOT step->'Load' ? 'Future'").await? else { return Ok(()) };
+    let Some((id, key)) = some_task(scene, "NOT step->'Load' ?| '{Future,Heir}'").await? else {
+        return Ok(());
+    };
     scene.ledger.note(key, Entry::Changing)?;
     scene
         .run(&format!(

@@ -58,6 +58,7 @@ async fn act(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<()> {
     match rng.u32(0..10) {
         0..2 => edit(scene, &mut connection, rng).await,
         2 => resume_later(scene, &mut connection, rng).await,
+        3..5 => copy(scene, &mut connection, rng).await,
         _ => change_many(scene, &mut connection, rng).await,
     }
 }
@@ -162,6 +163,23 @@ async fn edit(scene: &Scene, connection: &mut PgConnection, rng: &mut fastrand::
     scene.ledger.note(key, Entry::Editing(mark))?;
     run(connection, "COMMIT").await?;
     Ok(scene.ledger.note(key, Entry::Edited(mark))?)
+}
+
+/// Copies a task, parked or not: the copy is one of its own.
+async fn copy(scene: &Scene, connection: &mut PgConnection, rng: &mut fastrand::Rng) -> anyhow::Result<()> {
+    let find = "SELECT id, (step #> '{Load,Twin,key}')::bigint FROM pg_task.task WHERE step -> 'Load' ? 'Twin' ORDER BY random() LIMIT 1";
+    let Some(row) = sqlx::query(find).fetch_optional(&mut *connection).await? else { return Ok(()) };
+    let (id, key): (uuid::Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
+    run(connection, "BEGIN").await?;
+    let copy: Option<uuid::Uuid> =
+        sqlx::query_scalar("SELECT pg_task.clone($1)").bind(id).fetch_one(&mut *connection).await?;
+    let Some(copy) = copy else { return Ok(()) };
+    if rng.u32(0..8) == 0 {
+        return Ok(run(connection, "ROLLBACK").await?);
+    }
+    scene.ledger.note(key as u64, Entry::Copying)?;
+    run(connection, "COMMIT").await?;
+    Ok(scene.ledger.note(key as u64, Entry::Copied(copy))?)
 }
 
 /// Resumes a parked task in a moment. The world is mended for it.

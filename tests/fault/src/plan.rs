@@ -6,6 +6,13 @@ use anyhow::bail;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::ledger::Moment;
+use crate::queues::FORGETFUL;
+use crate::queues::HEIR_LIMITS;
+use crate::queues::HEIRS;
+use crate::queues::METERED;
+use crate::queues::TENANTS;
+
 /// What a task does.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Kind {
@@ -27,6 +34,8 @@ pub enum Kind {
     Future,
     /// Has a deadline soon: runs, or is parked without having begun.
     Hasty,
+    /// Fails in its first attempts, by an error or by not coming to its end; what becomes of that its queue says alone.
+    Heir,
     /// Steps that follow each other after delays.
     Later,
     /// Steps that take a few hundredths of a second: what must not overlap would.
@@ -39,11 +48,13 @@ pub enum Kind {
     Slow,
     /// Takes longer than its step may in its first attempts.
     Tardy,
+    /// Is copied; half of them fail until the world is mended.
+    Twin,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Chain,
         Self::Collect,
         Self::Doomed,
@@ -53,12 +64,14 @@ impl Kind {
         Self::Flaky,
         Self::Future,
         Self::Hasty,
+        Self::Heir,
         Self::Later,
         Self::Nap,
         Self::Noop,
         Self::Patient,
         Self::Slow,
         Self::Tardy,
+        Self::Twin,
     ];
 
     /// Its name, also that of its step.
@@ -73,18 +86,20 @@ impl Kind {
             Self::Flaky => "Flaky",
             Self::Future => "Future",
             Self::Hasty => "Hasty",
+            Self::Heir => "Heir",
             Self::Later => "Later",
             Self::Nap => "Nap",
             Self::Noop => "Noop",
             Self::Patient => "Patient",
             Self::Slow => "Slow",
             Self::Tardy => "Tardy",
+            Self::Twin => "Twin",
         }
     }
 
     /// Whether it has one step, and [`Plan::last`] means something else.
     fn has_one_step(self) -> bool {
-        matches!(self, Self::Collect | Self::Flaky | Self::Patient | Self::Tardy)
+        matches!(self, Self::Collect | Self::Flaky | Self::Heir | Self::Patient | Self::Tardy)
     }
 
     /// How often its steps are retried after an error, as they say or its options.
@@ -92,9 +107,17 @@ impl Kind {
         match self {
             Self::Doomed => 1,
             // Its errors are those of the database under fault.
-            Self::Collect | Self::Exact | Self::Fenced => 20,
+            Self::Collect | Self::Exact | Self::Fenced | Self::Twin => 20,
             Self::Flaky | Self::Patient | Self::Tardy => 6,
             _ => 0,
+        }
+    }
+
+    /// The same, where it is another number from time to time: at most.
+    pub fn highest_retry_limit(self) -> i32 {
+        match self {
+            Self::Heir => HEIR_LIMITS.iter().copied().max().unwrap_or_default(),
+            _ => self.retry_limit(),
         }
     }
 }
@@ -113,6 +136,8 @@ pub fn registration() -> String {
 /// What ties a task to others.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Bond {
+    /// The queue [`FORGETFUL`].
+    Forgotten,
     /// A group, and the transaction that enqueued it: those of one transaction are in the order of their keys.
     Group {
         /// Which group.
@@ -120,6 +145,8 @@ pub enum Bond {
         /// The transaction: the key of its first task.
         batch: u64,
     },
+    /// A key of the queue [`METERED`].
+    Metered(u64),
     /// Nothing.
     #[default]
     None,
@@ -173,6 +200,8 @@ words! {
     Scope {
         /// Until its row is gone.
         Done = "done",
+        /// For [`PERIOD`] since the call.
+        Period = "period",
         /// Until a worker has it.
         Queued = "queued",
         /// Until its row is gone or parked.
@@ -183,6 +212,8 @@ words! {
 words! {
     /// What is to be done when a key is held.
     OnConflict {
+        /// The call fails.
+        Error = "error",
         /// The task is due at another time.
         Move = "move",
         /// It gets another payload.
@@ -210,16 +241,16 @@ words! {
 
 /// After so many tasks unique ones have other keys.
 const NAMES_CHANGE_AFTER: u64 = 600;
-const NAMES_AT_A_TIME: u64 = 3;
+const NAMES_AT_A_TIME: u64 = 4;
 
-/// The queue whose keys have a limit.
-pub const TENANTS: &str = "tenants";
+/// How long a key with that scope is held, in hundredths of a second.
+pub const PERIOD: Moment = 200;
 
-/// The limit of each key.
-pub const TENANT_LIMIT: usize = 2;
-
-/// Different keys of the queue.
+/// Different keys of the queue [`TENANTS`].
 const TENANT_COUNT: u64 = 5;
+
+/// Different keys of the queue [`METERED`].
+const METERED_COUNT: u64 = 4;
 
 /// After so many tasks there are other groups: none grows so long that the run waits for it.
 const GROUPS_CHANGE_AFTER: u64 = 300;
@@ -259,10 +290,11 @@ impl Plan {
             _ => {}
         }
         match self.bond {
+            Bond::Forgotten | Bond::None | Bond::Unique(_) => {}
             Bond::Group { group, .. } => {
                 _ = options.insert("group".to_owned(), json!(format!("group {group}")));
             }
-            Bond::None | Bond::Unique(_) => {}
+            Bond::Metered(key) => _ = options.insert("key".to_owned(), json!(format!("metered {key}"))),
             Bond::Tenant(tenant) => _ = options.insert("key".to_owned(), json!(format!("tenant {tenant}"))),
         }
         (!options.is_empty()).then_some(Value::Object(options))
@@ -270,7 +302,17 @@ impl Plan {
 
     /// The queue, if it has to be a certain one.
     pub fn queue(self) -> Option<&'static str> {
-        matches!(self.bond, Bond::Tenant(_)).then_some(TENANTS)
+        Self::queue_of(self.bond).or((self.kind == Kind::Heir).then_some(HEIRS))
+    }
+
+    /// The queue that belongs to a bond.
+    pub fn queue_of(bond: Bond) -> Option<&'static str> {
+        match bond {
+            Bond::Forgotten => Some(FORGETFUL),
+            Bond::Metered(_) => Some(METERED),
+            Bond::Tenant(_) => Some(TENANTS),
+            Bond::Group { .. } | Bond::None | Bond::Unique(_) => None,
+        }
     }
 
     /// The number of the last step that it runs.
@@ -281,7 +323,9 @@ impl Plan {
     /// A plan by chance, of a kind that is due when it is enqueued, tied to none.
     pub fn choose(rng: &mut fastrand::Rng) -> Self {
         let (kind, last) = match rng.u32(0..100) {
-            0..25 => (Kind::Noop, 0),
+            0..20 => (Kind::Noop, 0),
+            20..22 => (Kind::Heir, rng.u32(1..4)),
+            22..25 => (Kind::Twin, 0),
             25..30 => (Kind::Nap, rng.u32(0..3)),
             30..55 => (Kind::Chain, rng.u32(1..8)),
             55..70 => (Kind::Later, rng.u32(1..4)),
@@ -315,11 +359,20 @@ impl Plan {
     /// The same, tied to others by chance, for the task `key` of the transaction `batch`.
     pub fn tie(self, rng: &mut fastrand::Rng, key: u64, batch: u64) -> Self {
         let bond = match rng.u32(0..100) {
+            // Other queues have nothing to say for it.
+            chance if self.kind == Kind::Heir => {
+                if chance < 30 {
+                    Bond::Forgotten
+                } else {
+                    Bond::None
+                }
+            }
             0..15 => {
                 let group = key / GROUPS_CHANGE_AFTER * GROUPS_AT_A_TIME + rng.u64(0..GROUPS_AT_A_TIME);
                 Bond::Group { group, batch }
             }
             15..25 => Bond::Tenant(rng.u64(0..TENANT_COUNT)),
+            25..31 => Bond::Metered(rng.u64(0..METERED_COUNT)),
             _ => Bond::None,
         };
         self.tied(bond)
@@ -328,9 +381,13 @@ impl Plan {
     /// The same with this bond. What has to wait for its turn takes less time: the run waits for all of it.
     pub fn tied(self, bond: Bond) -> Self {
         let (kind, last) = match (bond, self.kind) {
-            (Bond::None | Bond::Unique(_), _) => (self.kind, self.last),
+            (Bond::Forgotten | Bond::None | Bond::Unique(_), _) => (self.kind, self.last),
+            // Copies would be tied as well.
+            (_, Kind::Twin) => (Kind::Nap, self.last),
             (Bond::Group { .. }, Kind::Slow | Kind::Noop) => (Kind::Nap, self.last),
             (Bond::Tenant(_), Kind::Chain | Kind::Noop) => (Kind::Nap, self.last.min(2)),
+            // Each hand-out takes a token.
+            (Bond::Metered(_), kind) => (kind, self.last.min(1)),
             (_, kind) => (kind, self.last.min(2)),
         };
         Self { kind, last, bond }
@@ -341,7 +398,9 @@ impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.kind.name(), self.last)?;
         match self.bond {
+            Bond::Forgotten => f.write_str(" forgotten"),
             Bond::Group { group, batch } => write!(f, " group {group} batch {batch}"),
+            Bond::Metered(key) => write!(f, " metered {key}"),
             Bond::None => Ok(()),
             Bond::Tenant(tenant) => write!(f, " tenant {tenant}"),
             Bond::Unique(Unique { name, scope, on_conflict }) => {
@@ -360,7 +419,9 @@ impl FromStr for Plan {
             bail!("no kind of task: {name}")
         };
         let bond = match bond {
+            ["forgotten"] => Bond::Forgotten,
             ["group", group, "batch", batch] => Bond::Group { group: group.parse()?, batch: batch.parse()? },
+            ["metered", key] => Bond::Metered(key.parse()?),
             ["tenant", tenant] => Bond::Tenant(tenant.parse()?),
             ["unique", name, scope, on_conflict] => Bond::Unique(Unique {
                 name: name.parse()?,

@@ -32,9 +32,11 @@ use crate::crew::Settings;
 use crate::crew::Special;
 use crate::ledger;
 use crate::ledger::Ledger;
-use crate::plan::TENANT_LIMIT;
-use crate::plan::TENANTS;
 use crate::proxy::Proxy;
+use crate::queues;
+use crate::queues::HEIR_LIMITS;
+use crate::ticks;
+use crate::ticks::Standing;
 
 /// The database of the load.
 pub const DATABASE: &str = "load";
@@ -142,6 +144,7 @@ pub struct Scene {
     pub clock: Option<PathBuf>,
     cluster: Mutex<Cluster>,
     excuses: Mutex<BTreeSet<&'static str>>,
+    standing: Mutex<Standing>,
     spans: Mutex<Vec<Span>>,
 }
 
@@ -184,6 +187,7 @@ impl Scene {
             logs: vec![cluster.log()].into(),
             spans: Mutex::default(),
             excuses: Mutex::default(),
+            standing: Mutex::default(),
             bouncer: tokio::sync::Mutex::default(),
             clock: Path::new(FAKE_TIME).exists().then(|| folder.join("clock")),
             cluster: cluster.into(),
@@ -233,18 +237,17 @@ impl Scene {
             .await?;
         // What unique tasks are to take away: each producer's wish is part of its transaction.
         self.run("CREATE TABLE wish (name bigint NOT NULL, key bigint NOT NULL)").await?;
+        // Copies of one task are told apart by their ids.
+        self.run("CREATE TABLE twin (key bigint NOT NULL, id uuid NOT NULL)").await?;
         self.run(&format!("CREATE ROLE {WORKER_ROLE} LOGIN PASSWORD '{WORKER_PASSWORD}'")).await?;
-        self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect, exact TO {WORKER_ROLE}")).await?;
+        self.run(&format!("GRANT SELECT, INSERT, UPDATE ON effect, exact, twin TO {WORKER_ROLE}")).await?;
         self.run(&format!("GRANT SELECT, DELETE ON wish TO {WORKER_ROLE}")).await?;
         self.run(&format!("SELECT pg_task.grant_work('{WORKER_ROLE}')")).await?;
-        self.run(&format!("SELECT pg_task.set_queue('{TENANTS}', key_concurrency => {TENANT_LIMIT})"))
-            .await?;
-        // Steps that nobody knows: the tasks stay, and with them the times of the ticks.
-        self.run(
-            "SELECT pg_task.set_schedule('ticks ' || n, 'every 1 s', '{\"Tick\": {\"Tock\": {}}}', queue => 'ticks ' || n,
-                missed => 'all', missed_limit => 1000, tick_field => 'at') FROM generate_series(1, 3) AS n",
-        )
-        .await?;
+        for settings in queues::lasting() {
+            self.run(&settings).await?;
+        }
+        self.run(&queues::for_heirs(HEIR_LIMITS[0], 100)).await?;
+        ticks::prepare(self, WORKER_ROLE).await?;
         self.until("SELECT state = 'running' FROM pg_task.scheduler", PATIENCE).await
     }
 
@@ -433,6 +436,11 @@ impl Scene {
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }
+    }
+
+    /// How far the schedules were at the last check.
+    pub fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().expect("no holder of the lock panics")
     }
 
     /// Remembers a fault for the accounts of violations.

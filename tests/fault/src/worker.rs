@@ -11,6 +11,7 @@ use pg_task::Step;
 use pg_task::StepResult;
 use pg_task::Tx;
 use pg_task::Worker;
+use pg_task_fault::ledger;
 use pg_task_fault::ledger::End;
 use pg_task_fault::ledger::Entry;
 use pg_task_fault::ledger::Ledger;
@@ -29,14 +30,17 @@ pg_task::task!(Load {
     Flaky,
     Future,
     Hasty,
+    Heir,
     Later,
     Nap,
     Noop,
     Patient,
     Slow,
     Tardy,
+    Twin,
 });
-pg_task::scheduler!(Tasks { Load });
+pg_task::task!(Clock { Tick });
+pg_task::scheduler!(Tasks { Clock, Load });
 
 /// What the steps share.
 struct World {
@@ -100,6 +104,8 @@ payload! {
     Future
     /// Does nothing, if it begins.
     Hasty
+    /// Fails in its first attempts, and says nothing of retries and time.
+    Heir
     /// Goes on after delays.
     Later
     /// Takes a few hundredths of a second.
@@ -112,6 +118,8 @@ payload! {
     Slow
     /// Takes too much time in its first attempts.
     Tardy
+    /// Writes its id in the transaction of its transition.
+    Twin
 }
 
 macro_rules! does_nothing {
@@ -231,6 +239,52 @@ impl Step<Load, Context> for Tardy {
     }
 }
 
+impl Step<Load, Context> for Heir {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        begin(cx, self.key, self.seq, self.via)?;
+        let mended = cx.state::<World>().mended.join(self.key.to_string()).exists();
+        if !mended && cx.attempt() <= self.last as i32 {
+            let _noted = Dropped { cx, key: self.key };
+            if self.key.is_multiple_of(2) {
+                return Err("not in this attempt".into());
+            }
+            // Its queue says how long it may take.
+            cx.cancelled().await;
+            return Err("there was no time".into());
+        }
+        end(cx, self.key, self.seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
+impl Step<Load, Tx> for Twin {
+    const RETRY_LIMIT: i32 = 20;
+    const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+    async fn step(self, tx: &Tx) -> StepResult<Load> {
+        let Self { key, seq, via, .. } = self;
+        let cx = tx.context();
+        begin(cx, key, seq, via)?;
+        let mended = cx.state::<World>().mended.join(key.to_string()).exists();
+        if !mended && key.is_multiple_of(2) {
+            end(cx, key, seq, End::Failed)?;
+            return Err(pg_task::non_retryable("the world is broken"));
+        }
+        let written = sqlx::query("INSERT INTO twin (key, id) VALUES ($1, $2)")
+            .persistent(false)
+            .bind(key as i64)
+            .bind(cx.task_id())
+            .execute(tx)
+            .await;
+        if let Err(error) = written {
+            end(cx, key, seq, End::Failed)?;
+            return Err(error.into());
+        }
+        end(cx, key, seq, End::Done)?;
+        NextStep::none()
+    }
+}
+
 impl Step<Load, Context> for Doomed {
     const RETRY_LIMIT: i32 = 1;
     const RETRY_DELAY: Duration = Duration::from_millis(20);
@@ -251,8 +305,15 @@ impl Step<Load, Context> for Slow {
         let Self { key, seq, last, via, .. } = self;
         begin(cx, key, seq, via)?;
         let millis = 300 + key % 10 * 300;
+        // Whose progress it is can be told by whoever sees it.
+        let tell = async {
+            for part in 1..=10 {
+                tokio::time::sleep(Duration::from_millis(millis / 10)).await;
+                cx.set_progress(f64::from(part) / 10.0, format_args!("{} {}", cx.task_id(), cx.token()));
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(millis)) => {}
+            () = tell => {}
             () = cx.cancellation().cancelled() => {
                 // Its result is refused, whatever it says.
                 end(cx, key, seq, End::Cancelled)?;
@@ -372,6 +433,42 @@ impl Step<Load, Context> for Future {
     }
 }
 
+/// What a schedule enqueues: writes its tick into a table, in the transaction of its transition.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Tick {
+    schedule: String,
+    at: sqlx::types::chrono::DateTime<sqlx::types::chrono::Utc>,
+}
+
+impl Step<Clock, Tx> for Tick {
+    // Never parked: a parked task would not hold up the next tick.
+    const RETRY_LIMIT: i32 = 1_000;
+    const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+    async fn step(self, tx: &Tx) -> StepResult<Clock> {
+        let Self { schedule, at } = self;
+        let (task, second) = (tx.context().task_id(), at.timestamp());
+        let note = |ends| {
+            let tick = ledger::Tick { schedule: schedule.clone(), at: second, task, ends };
+            tx.context().state::<World>().ledger.note(0, Entry::Ticked(tick))
+        };
+        note(false)?;
+        if ["alone", "in-turn"].contains(&&*schedule) {
+            // Now and then longer than the time to the next tick.
+            tokio::time::sleep(Duration::from_millis(second as u64 % 4 * 400)).await;
+        }
+        sqlx::query("INSERT INTO ticked (schedule, at, task) VALUES ($1, $2, $3)")
+            .persistent(false)
+            .bind(&schedule)
+            .bind(at)
+            .bind(task)
+            .execute(tx)
+            .await?;
+        note(true)?;
+        NextStep::none()
+    }
+}
+
 fn variable(name: &str) -> anyhow::Result<String> {
     std::env::var(name).with_context(|| format!("{name} is not set"))
 }
@@ -393,6 +490,7 @@ async fn main() -> anyhow::Result<()> {
     assert_eq!(Kind::Collect.retry_limit(), Collect::RETRY_LIMIT);
     assert_eq!(Kind::Exact.retry_limit(), Exact::RETRY_LIMIT);
     assert_eq!(Kind::Fenced.retry_limit(), Fenced::RETRY_LIMIT);
+    assert_eq!(Kind::Twin.retry_limit(), Twin::RETRY_LIMIT);
     let db = sqlx::postgres::PgPoolOptions::new()
         .max_connections(2)
         .acquire_timeout(Duration::from_secs(5))

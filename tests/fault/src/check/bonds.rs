@@ -11,7 +11,7 @@ use super::Violation;
 use crate::ledger::End;
 use crate::ledger::Moment;
 use crate::plan::Bond;
-use crate::plan::TENANT_LIMIT;
+use crate::queues::TENANT_LIMIT;
 
 /// One at a time of each group, in the order of the transactions, and within one in that of the keys.
 pub(super) fn groups_go_in_order(stories: &BTreeMap<u64, Story<'_>>, out: &mut Vec<Violation>) {

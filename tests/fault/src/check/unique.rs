@@ -15,9 +15,13 @@ use super::Violation;
 use crate::ledger::Moment;
 use crate::plan::Answer;
 use crate::plan::Bond;
+use crate::plan::PERIOD;
 use crate::plan::Plan;
 use crate::plan::Scope;
 use crate::plan::Unique;
+
+/// Both ends of a stretch are known to a hundredth of a second.
+const ROUNDING: Moment = 1;
 
 /// Of each key one task at a time; each wish fulfilled; what was said to each caller is true.
 pub(super) fn keys_stand_for_one_task(
@@ -38,6 +42,7 @@ pub(super) fn keys_stand_for_one_task(
         let text = "it was committed with a wish, and no run of its key has taken that away since".to_owned();
         out.push(Violation { key, text });
     }
+    periods_are_kept(stories, &ended, out);
     let mut by_name: BTreeMap<u32, Vec<Life>> = BTreeMap::new();
     for (&key, story) in stories {
         let Some((plan, unique)) = story.unique() else { continue };
@@ -80,7 +85,7 @@ pub(super) fn keys_stand_for_one_task(
             || !last_story.parked.is_empty()
             || !story.parked.is_empty();
         if answer == Answer::Enqueued
-            && unique.scope != Scope::Queued
+            && matches!(unique.scope, Scope::Done | Scope::Running)
             && !unclear
             && let (Some(there), Some(ended)) = (story.committed_at, last_story.done_at())
         {
@@ -95,6 +100,69 @@ pub(super) fn keys_stand_for_one_task(
                     out.push(Violation { key: other.key, text });
                 }
             }
+        }
+    }
+}
+
+/// A key that is held for a period is held so long and no longer; and a call that fails for a key names a task that has it.
+fn periods_are_kept(
+    stories: &BTreeMap<u64, Story<'_>>,
+    ended: &HashMap<Uuid, (u64, Past)>,
+    out: &mut Vec<Violation>,
+) {
+    let mut calls: BTreeMap<u32, Vec<(u64, &Story<'_>)>> = BTreeMap::new();
+    let mut made: HashMap<Uuid, &Story<'_>> = HashMap::new();
+    for (&key, story) in stories {
+        let (Some((_, unique)), Some((Answer::Enqueued, id))) = (story.unique(), story.answer) else {
+            continue;
+        };
+        made.insert(id, story);
+        if unique.scope == Scope::Period {
+            calls.entry(unique.name).or_default().push((key, story));
+        }
+    }
+    for calls in calls.values() {
+        for (index, (key, one)) in calls.iter().enumerate() {
+            for (other_key, other) in &calls[index + 1..] {
+                // Both calls were between these.
+                let (Some(one_there), Some(other_there)) = (one.committed_at, other.committed_at) else {
+                    continue;
+                };
+                let time = one_there.max(other_there) - one.intended_at.min(other.intended_at);
+                if time < PERIOD {
+                    let text =
+                        format!("within {time} hundredths of a second its key has given another task, {key}");
+                    out.push(Violation { key: *other_key, text });
+                }
+            }
+        }
+    }
+    for (&key, story) in stories {
+        let Some((_, unique)) = story.unique() else { continue };
+        let met = story.answer.filter(|(answer, _)| *answer != Answer::Enqueued).map(|(_, id)| id);
+        let Some(holder) = story.refused.or(met) else { continue };
+        let mut complain = |text: String| out.push(Violation { key, text });
+        if story.refused.is_some() {
+            let name = ended
+                .get(&holder)
+                .and_then(|(last, _)| stories.get(last)?.unique())
+                .map(|(_, other)| other.name);
+            match name {
+                None => complain(format!(
+                    "its call was refused for {holder}, which has not ended and is not there"
+                )),
+                Some(name) if name != unique.name => {
+                    complain(format!("its call was refused for {holder}, which has another key"));
+                }
+                Some(_) => {}
+            }
+        }
+        let there = made.get(&holder).and_then(|holder| holder.committed_at);
+        if unique.scope == Scope::Period
+            && let Some(there) = there
+            && story.intended_at > there + PERIOD + ROUNDING
+        {
+            complain(format!("its key was held by {holder} longer than its period"));
         }
     }
 }
