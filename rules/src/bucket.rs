@@ -241,7 +241,7 @@ mod tests {
         #[test]
         fn no_stretch_of_time_sees_more_than_burst_and_rate(
             count in 1_u32..50, period in 1_i64..5_000, burst in 1_u32..10,
-            steps in proptest::collection::vec((0_i64..3_000, 0_u32..8, 0_usize..4, any::<bool>()), 1..80),
+            steps in proptest::collection::vec((0_i64..3_000, 0_u32..8, 0_usize..4, any::<bool>()), 1..crate::up_to(80)),
         ) {
             let mut bucket = Bucket::empty(Rate { count, period, burst }, 0);
             let (mut now, mut kept, mut open) = (0, Vec::new(), Vec::new());

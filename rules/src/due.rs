@@ -400,7 +400,7 @@ mod tests {
         /// Rows commit with due times before and after now, some hints are lost and replaced by a rescan, the board has room for few or
         /// many at a time, the book is small: every row is offered once it is due, and none before.
         #[test]
-        fn every_row_is_offered_when_it_is_due(ops in prop::collection::vec(op(), 1..120), capacity in 2..20_usize) {
+        fn every_row_is_offered_when_it_is_due(ops in prop::collection::vec(op(), 1..crate::up_to(120)), capacity in 2..20_usize) {
             let mut book = DueBook::new(capacity, 4);
             let mut table = BTreeSet::new();
             let mut now = 1_000_000;

@@ -15,6 +15,12 @@ pub mod retry;
 pub mod token;
 pub mod traceparent;
 
+/// How many values a test takes: under Miri, which is some hundred times slower than the processor, a tenth of them.
+#[cfg(test)]
+const fn up_to(most: usize) -> usize {
+    if cfg!(miri) { most.div_ceil(10) } else { most }
+}
+
 /// A moment: microseconds since 2000-01-01 00:00 UTC, as PostgreSQL keeps a `timestamptz`.
 pub type Micros = i64;
 

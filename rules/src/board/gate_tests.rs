@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bucket::Rate;
+use crate::up_to;
 
 const SECOND: Micros = 1_000_000;
 
@@ -259,7 +260,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 proptest! {
     #[test]
-    fn never_more_than_is_allowed_at_once_and_nothing_waits_that_is_allowed(ops in prop::collection::vec(op(), 1..200)) {
+    fn never_more_than_is_allowed_at_once_and_nothing_waits_that_is_allowed(ops in prop::collection::vec(op(), 1..up_to(200))) {
         let mut memory = memory();
         let mut rules: [Option<QueueRule>; 10] = [None; 10];
         let mut limits: [Option<u32>; 3] = [None; 3];

@@ -13,6 +13,7 @@ use crate::due::LaneKey;
 use crate::due::Offered;
 use crate::due::RowKey;
 use crate::names::Key;
+use crate::up_to;
 
 const NONE: u32 = u32::MAX;
 
@@ -96,12 +97,14 @@ impl World {
     /// What the scheduler does.
     fn look(&mut self, now: Micros) {
         let (due, later) = self.later.iter().partition::<Vec<_>, _>(|(at, _)| *at <= now);
-        let mut looks = due.into_iter().map(|(_, look)| look).collect();
+        let mut looks: Vec<Look> = due.into_iter().map(|(_, look)| look).collect();
         self.later = later;
         let mut board = self.memory.board();
         if board.take_looks(&mut looks) {
             looks.extend(self.rows.values().map(|key| Look::Key(*key)));
         }
+        looks.sort_unstable();
+        looks.dedup();
         for look in looks {
             let Look::Key(key) = look else { continue };
             let room = match board.key_room(
@@ -456,7 +459,7 @@ proptest! {
         limit in prop_oneof![Just(None), (1..4_u32).prop_map(Some)],
         first in prop::option::of(rate()),
         many in any::<bool>(),
-        events in prop::collection::vec(event(), 0..300),
+        events in prop::collection::vec(event(), 0..up_to(300)),
     ) {
         let rule = |rate| QueueRule { key_concurrency: limit, key_rate: rate, ..QueueRule::default() };
         let mut world = World::with(&rule(first));
@@ -465,7 +468,7 @@ proptest! {
         let mut now = 1_000;
         // More keys than there are slots, or a few.
         let key = |n: u8| Key(i64::from(if many { n } else { n % 4 }) << 21);
-        let rest = (0..900).flat_map(|_| [Event::Look, Event::Claim(3), Event::HandOut, Event::Done(0), Event::Done(0), Event::Done(0), Event::Wait(400)]);
+        let rest = (0..up_to(900)).flat_map(|_| [Event::Look, Event::Claim(3), Event::HandOut, Event::Done(0), Event::Done(0), Event::Done(0), Event::Wait(400)]);
         for event in events.into_iter().chain(rest) {
             now += 1;
             let begun = world.begun.len();
@@ -543,7 +546,7 @@ proptest! {
     fn no_stretch_of_time_sees_more_of_a_key_than_its_burst_and_rate(
         rate in rate(),
         many in any::<bool>(),
-        events in prop::collection::vec(event(), 0..400),
+        events in prop::collection::vec(event(), 0..up_to(400)),
     ) {
         let mut world = World::with(&QueueRule { key_rate: Some(rate), ..QueueRule::default() });
         let key = |n: u8| Key(i64::from(if many { n } else { n % 4 }) << 21);
@@ -587,18 +590,18 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 64 }))]
 
     #[test]
     fn keys_with_a_backlog_have_shares_as_their_weights_within_a_turn(
         weights in prop::collection::vec(prop_oneof![3 => 1..5_u32, 1 => 1..=MAX_KEY_WEIGHT], 2..5),
-        steps in 100..600_u32,
+        steps in up_to(100)..up_to(600),
     ) {
         let mut world = World::new(None);
         let turn = turn_beside(*weights.iter().max().expect("some"));
         let keys: Vec<Key> = (0..weights.len() as i64).map(Key).collect();
         let mut counts = vec![0_u32; keys.len()];
-        let backlog = 1_000_u16;
+        let backlog = up_to(1_000) as u16;
         for _ in 0..backlog {
             keys.iter().for_each(|key| world.enqueue(*key));
         }
