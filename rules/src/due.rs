@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
+use std::collections::VecDeque;
 
 use crate::Micros;
 use crate::TaskId;
@@ -75,7 +76,7 @@ pub enum Offered {
 pub struct DueBook {
     lanes: BTreeMap<LaneKey, LaneBook>,
     held: usize,
-    /// Rows that are held as of the moment at which their turn had come.
+    /// Rows that are in the line of a lane.
     in_turn: HashSet<TaskId>,
     capacity: usize,
     read_limit: usize,
@@ -87,6 +88,8 @@ pub struct DueBook {
 struct LaneBook {
     /// Rows that are known, with the place where a read has seen them.
     upcoming: BTreeMap<RowKey, Place>,
+    /// Tasks of keys, each as of the moment at which its turn had come.
+    line: VecDeque<RowKey>,
     mark: RowKey,
     /// No row at or above the mark is due before this.
     unread_due: Micros,
@@ -125,16 +128,21 @@ impl DueBook {
         }
     }
 
-    /// The same for a task of a key whose turn comes after those that wait now, whatever its time.
+    /// The same for a task of a key, which is due: its turn comes after those that wait now, whatever its time.
     pub fn hint_in_turn(&mut self, lane: LaneKey, key: RowKey, now: Micros) {
         let book = self.lanes.entry(lane).or_insert_with(LaneBook::all_known);
         if key >= book.mark {
             book.unread_due = book.unread_due.min(key.due);
         } else if self.in_turn.insert(key.id) {
-            book.upcoming.insert(RowKey { due: now, id: key.id }, Place::IN_TURN);
+            book.line.push_back(RowKey { due: now, id: key.id });
             self.held += 1;
             self.evict(lane);
         }
+    }
+
+    /// Whether the row waits in a line for its turn.
+    pub fn is_in_turn(&self, id: &TaskId) -> bool {
+        self.in_turn.contains(id)
     }
 
     /// All lanes that have rows in the table. Those that are new to the book will be read from their start.
@@ -190,18 +198,26 @@ impl DueBook {
     /// Offers what is due, lower priority numbers first and by due time within a lane.
     pub fn offer_due(&mut self, now: Micros, mut offer: impl FnMut(&LaneKey, &RowKey, Place) -> Offered) {
         for (lane, book) in &mut self.lanes {
-            while let Some(first) = book.upcoming.first_entry().filter(|first| first.key().due <= now) {
-                if offer(lane, first.key(), *first.get()) == Offered::NoRoom {
-                    break;
+            loop {
+                let in_turn = book.line.front().copied();
+                let first = book.upcoming.first_entry().filter(|first| {
+                    first.key().due <= now && in_turn.is_none_or(|in_turn| *first.key() <= in_turn)
+                });
+                match (first, in_turn) {
+                    (Some(first), _) if offer(lane, first.key(), *first.get()) == Offered::Taken => {
+                        first.remove();
+                    }
+                    // It is due, even if the clock was set back since.
+                    (None, Some(in_turn)) if offer(lane, &in_turn, Place::IN_TURN) == Offered::Taken => {
+                        book.line.pop_front();
+                        self.in_turn.remove(&in_turn.id);
+                    }
+                    _ => break,
                 }
-                if *first.get() == Place::IN_TURN {
-                    self.in_turn.remove(&first.key().id);
-                }
-                first.remove();
                 self.held -= 1;
             }
         }
-        self.lanes.retain(|_, book| book.mark != RowKey::END || !book.upcoming.is_empty());
+        self.lanes.retain(|_, book| book.mark != RowKey::END || book.len() > 0);
     }
 
     /// The first moment after `now` at which there is something to do. What is due already waits for room on the board, which
@@ -227,7 +243,8 @@ impl DueBook {
     /// The lanes in which something is due that the board had no room for, or that is still to be read.
     pub fn due_lanes(&self, now: Micros) -> impl Iterator<Item = &LaneKey> {
         let is_due = move |book: &LaneBook| {
-            book.upcoming.first_key_value().is_some_and(|(first, _)| first.due <= now)
+            !book.line.is_empty()
+                || book.upcoming.first_key_value().is_some_and(|(first, _)| first.due <= now)
                 || (book.mark != RowKey::END && book.unread_due <= now)
         };
         self.lanes.iter().filter(move |(_, book)| is_due(book)).map(|(lane, _)| lane)
@@ -251,20 +268,13 @@ impl DueBook {
     fn evict(&mut self, lane: LaneKey) {
         let share = self.share();
         let Some(book) = self.lanes.get_mut(&lane) else { return };
-        let mut kept = Vec::new();
-        while self.held > self.capacity && book.upcoming.len() > share {
-            match book.upcoming.pop_last() {
-                // A read would not bring it: its time is another one.
-                Some((last, Place::IN_TURN)) => kept.push(last),
-                Some((last, _)) => {
-                    self.held -= 1;
-                    book.mark = book.mark.min(last);
-                    book.unread_due = book.unread_due.min(last.due);
-                }
-                None => break,
-            }
+        // What is in the line stays: a read would not bring it, for its time is another one.
+        while self.held > self.capacity && book.len() > share {
+            let Some((last, _)) = book.upcoming.pop_last() else { break };
+            self.held -= 1;
+            book.mark = book.mark.min(last);
+            book.unread_due = book.unread_due.min(last.due);
         }
-        book.upcoming.extend(kept.into_iter().map(|row| (row, Place::IN_TURN)));
     }
 }
 
@@ -274,26 +284,28 @@ impl LaneBook {
     fn read_again(&mut self, from: Micros) -> usize {
         self.mark = self.mark.min(RowKey::from_due(from));
         self.unread_due = self.unread_due.min(from);
-        let above = self.upcoming.split_off(&self.mark);
-        let len = above.len();
-        // Reads do not bring what is held as of another time than its own.
-        let in_turn: BTreeMap<RowKey, Place> =
-            above.into_iter().filter(|(_, place)| *place == Place::IN_TURN).collect();
-        let gone = len - in_turn.len();
-        self.upcoming.extend(in_turn);
-        gone
+        self.upcoming.split_off(&self.mark).len()
+    }
+
+    fn len(&self) -> usize {
+        self.upcoming.len() + self.line.len()
     }
 
     fn wants_read(&self, limit: usize) -> bool {
-        self.mark != RowKey::END && self.upcoming.len() < limit.div_ceil(2)
+        self.mark != RowKey::END && self.len() < limit.div_ceil(2)
     }
 
     fn all_known() -> Self {
-        Self { upcoming: BTreeMap::new(), mark: RowKey::END, unread_due: Micros::MAX }
+        Self { upcoming: BTreeMap::new(), line: VecDeque::new(), mark: RowKey::END, unread_due: Micros::MAX }
     }
 
     fn nothing_known() -> Self {
-        Self { upcoming: BTreeMap::new(), mark: RowKey::START, unread_due: Micros::MIN }
+        Self {
+            upcoming: BTreeMap::new(),
+            line: VecDeque::new(),
+            mark: RowKey::START,
+            unread_due: Micros::MIN,
+        }
     }
 }
 
@@ -377,6 +389,35 @@ mod tests {
         book.offer_due(10, |_, _, _| Offered::NoRoom);
         assert_eq!(book.next_due(10), None);
         assert_eq!(book.held(), 1);
+    }
+
+    #[test]
+    fn what_is_in_the_line_keeps_its_order_and_its_place_among_what_is_due() {
+        let mut book = DueBook::new(100, 20);
+        for n in [9, 3, 7] {
+            book.hint_in_turn(lane(0), key(1, n), 10);
+        }
+        book.hint_in_turn(lane(0), key(1, 9), 20);
+        (0..3).for_each(|n| book.hint(lane(0), key(9 + i64::from(n), n)));
+        book.rescan(0);
+        book.hint(lane(0), key(9, 0));
+        assert!(!book.is_in_turn(&key(1, 0).id) && book.is_in_turn(&key(1, 9).id));
+        let table = BTreeSet::from([(lane(0), key(9, 0)), (lane(0), key(10, 1)), (lane(0), key(11, 2))]);
+        let mut offered = Vec::new();
+        for room in [2, 3, 9] {
+            let mut room = room;
+            serve_reads(&mut book, &table, 15);
+            book.offer_due(15, |_, row, place| {
+                if room == 0 {
+                    return Offered::NoRoom;
+                }
+                room -= 1;
+                offered.push((row.id[15], place == Place::IN_TURN));
+                Offered::Taken
+            });
+        }
+        assert_eq!(offered, [(0, false), (1, false), (9, true), (3, true), (7, true), (2, false)]);
+        assert_eq!((book.held(), book.is_in_turn(&key(1, 9).id)), (0, false));
     }
 
     #[derive(Clone, Debug)]

@@ -14,6 +14,7 @@ pub mod place;
 pub mod retry;
 pub mod token;
 pub mod traceparent;
+pub mod turns;
 
 /// How many values a test takes: under Miri, which is some hundred times slower than the processor, a tenth of them.
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One tick: hints in, due tasks to the board, idle workers woken, lost ones given up, the table read on.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -29,13 +30,14 @@ use pg_task_rules::names::Key;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
 use pg_task_rules::token;
+use pg_task_rules::turns::Passes;
+use pg_task_rules::turns::Turn;
 use pgrx::pg_sys;
 
 use super::beat;
 use super::keys::Keys;
 use super::retention::Retention;
 use super::rules::Rules;
-use super::rules::Turns;
 use super::schedules::Schedules;
 use super::sweep::Sweep;
 use crate::background;
@@ -113,6 +115,8 @@ pub struct Ticker {
     elsewhere: Vec<(TaskId, Place)>,
     /// Keys to look at when their limits and rates open by themselves.
     later: BTreeSet<(Micros, Look)>,
+    /// Where the turns of keys stand.
+    passes: Passes,
     /// Keys for which memory has no place.
     placeless: BTreeSet<Key>,
     /// Up to which of them places were given: the others come next.
@@ -147,6 +151,7 @@ impl Ticker {
             hints: Vec::new(),
             elsewhere: Vec::new(),
             later: BTreeSet::new(),
+            passes: Passes::default(),
             placeless: BTreeSet::new(),
             placed: Key(i64::MIN),
             places_at: 0,
@@ -295,63 +300,101 @@ impl Ticker {
         looks.dedup();
         let (slot, later) = (self.slot, &mut self.later);
         let turns = &self.rules.turns;
-        let looks: Vec<(Look, u32)> = slot.with_board(|board| {
-            let aside = board.aside().min(MAX_ASIDE);
-            let mut want = |look: &Look| match look {
-                Look::Group(_) => Some(1),
-                // Nothing need be read before its rate lets a task go.
-                Look::Key(key) => match board.key_closed_until(*key, now) {
-                    Some(at) => {
-                        later.insert((at, *look));
-                        None
-                    }
-                    None => Some(board.running_of_key(*key) + aside + turns.at_most(*key)),
-                },
-            };
-            looks.iter().filter_map(|look| Some((*look, want(look)?))).collect()
-        });
-        if looks.is_empty() {
+        let mut asked: Vec<(Look, u32)> = Vec::with_capacity(looks.len());
+        for looks in looks.chunks(BOARD_CHUNK) {
+            slot.with_board(|board| {
+                let aside = board.aside().min(MAX_ASIDE);
+                let mut want = |look: &Look| match look {
+                    Look::Group(_) => Some(1),
+                    // Nothing need be read before its rate lets a task go.
+                    Look::Key(key) => match board.key_closed_until(*key, now) {
+                        Some(at) => {
+                            later.insert((at, *look));
+                            None
+                        }
+                        None => Some(board.running_of_key(*key) + aside + turns.at_most(*key)),
+                    },
+                };
+                asked.extend(looks.iter().filter_map(|look| Some((*look, want(look)?))));
+            });
+        }
+        if asked.is_empty() {
             return Ok(());
         }
-        let all = &looks;
+        let all = &asked;
         let found = background::transaction(|| next(all, now)).inspect_err(|_| {
             slot.with_board(|board| all.iter().for_each(|(look, _)| board.ask_look(*look)));
         })?;
-        let (book, later, placeless) = (&mut self.book, &mut self.later, &mut self.placeless);
-        slot.with_board(|board| {
-            for (look, next) in &found {
-                match look {
-                    // Where another one runs, the end of its claim asks for the next look.
-                    Look::Group(group) if board.has_turn(*group) => {}
-                    Look::Group(_) => {
-                        for next in next.iter().filter(|next| !next.is_parked) {
-                            match next.key.filter(|_| next.due <= now) {
-                                // It takes its turn among the tasks of its key.
-                                Some(key) => board.ask_look(Look::Key(key)),
-                                None => book.hint(lane_of(next), RowKey { due: next.due, id: next.id }),
-                            }
-                        }
-                    }
-                    Look::Key(key) => {
-                        let Some(first) = next.first() else { continue };
-                        match board.key_room(*key, &first.queue, turns.of(*key, &first.queue), now) {
-                            KeyRoom::Shut => {}
-                            KeyRoom::OpensAt(at) => _ = later.insert((at, *look)),
-                            KeyRoom::NoPlace if placeless.len() < MAX_PLACELESS => _ = placeless.insert(*key),
-                            KeyRoom::NoPlace => {}
-                            KeyRoom::For(room) => {
-                                let free = next.iter().filter(|next| !board.is_aside(&next.id));
-                                for next in free.take(room as usize) {
-                                    let row = RowKey { due: next.due, id: next.id };
-                                    book.hint_in_turn(lane_of(next), row, now);
-                                }
-                            }
-                        }
+        let mut in_turn = BTreeMap::new();
+        for found in found.chunks(BOARD_CHUNK) {
+            slot.with_board(|board| {
+                for (look, next) in found {
+                    match look {
+                        Look::Group(group) => self.found_in_group(board, *group, next, now),
+                        Look::Key(key) => self.found_of_key(board, *key, next, &mut in_turn, now),
                     }
                 }
+            });
+        }
+        for (lane, found) in in_turn {
+            for row in self.passes.order(lane, found) {
+                self.book.hint_in_turn(lane, row, now);
             }
-        });
+        }
         Ok(())
+    }
+
+    fn found_in_group(&mut self, board: &mut Board<'_>, group: Group, next: &[Next], now: Micros) {
+        // Where another one runs, the end of its claim asks for the next look.
+        if board.has_turn(group) {
+            return;
+        }
+        for next in next.iter().filter(|next| !next.is_parked) {
+            match next.key.filter(|_| next.due <= now) {
+                // It takes its turn among the tasks of its key.
+                Some(key) => board.ask_look(Look::Key(key)),
+                None => self.book.hint(lane_of(next), RowKey { due: next.due, id: next.id }),
+            }
+        }
+    }
+
+    /// Notes what of a key is to be put into lines.
+    fn found_of_key(
+        &mut self,
+        board: &mut Board<'_>,
+        key: Key,
+        next: &[Next],
+        in_turn: &mut InTurn,
+        now: Micros,
+    ) {
+        let Some(first) = next.first() else { return };
+        let length = self.rules.turns.of(key, &first.queue);
+        let room = match board.key_room(key, &first.queue, length, now) {
+            KeyRoom::For(room) => room,
+            KeyRoom::OpensAt(at) => {
+                self.later.insert((at, Look::Key(key)));
+                return;
+            }
+            KeyRoom::NoPlace => {
+                if self.placeless.len() < MAX_PLACELESS {
+                    self.placeless.insert(key);
+                }
+                return;
+            }
+            KeyRoom::Shut => return,
+        };
+        let free = next.iter().filter(|next| !board.is_aside(&next.id)).take(room as usize);
+        for next in free {
+            let (lane, id) = (lane_of(next), next.id);
+            if board.is_ready_in(&id, &lane.queue, lane.priority) || self.book.is_in_turn(&id) {
+                continue;
+            }
+            let (found, row) = (in_turn.entry(lane).or_default(), RowKey { due: next.due, id });
+            match found.last_mut().filter(|found| found.key == key) {
+                Some(found) => found.tasks.push(row),
+                None => found.push(Turn { key, length, tasks: vec![row] }),
+            }
+        }
     }
 
     fn rescan(&mut self, from: Micros, now: Micros) {
@@ -545,19 +588,20 @@ impl Ticker {
     fn read(&mut self) -> Result<(), String> {
         let now = background::now();
         let find_lanes = self.find_lanes_at.is_some_and(|at| at <= now);
-        let (book, turns) = (&mut self.book, &self.rules.turns);
-        let book = std::panic::AssertUnwindSafe(book);
+        let memory = std::panic::AssertUnwindSafe((&mut self.book, &mut self.later));
         let kept = background::transaction(move || {
-            let book = book;
-            let std::panic::AssertUnwindSafe(book) = book;
+            let memory = memory;
+            let std::panic::AssertUnwindSafe((book, later)) = memory;
             spi::connected(|spi| {
                 if find_lanes {
                     book.found_lanes(&lanes(spi));
                 }
                 for _ in 0..READS_PER_TICK {
                     let Some(read) = book.next_read(now) else { break };
-                    let (rows, count, last) = due(&read, turns, now);
+                    let Found { rows, count, last, keys } = due(&read, now);
                     book.read_some(&read, count, last, &rows);
+                    // After this read: what is due of them takes its turn.
+                    later.extend(keys.into_iter().map(|key| (Micros::MIN, Look::Key(key))));
                 }
                 find_lanes.then(|| beat::kept_epoch(spi))
             })
@@ -632,15 +676,29 @@ const RESCAN_SHARE: Micros = 100;
 /// However much reads cost, the table is looked at again after this time.
 const RESCAN_AT_LEAST: Micros = 3_600_000_000;
 
-/// What a read brings, how many rows it has seen and which was the last. Tasks whose group has an older one are left where they are, and
-/// those that are due and not among the first of their key.
-fn due(read: &Read, turns: &Turns, now: Micros) -> (Vec<(RowKey, Place)>, usize, Option<RowKey>) {
+/// What was found of keys, in each lane.
+type InTurn = BTreeMap<LaneKey, Vec<Turn<RowKey>>>;
+
+/// What a read has found.
+struct Found {
+    /// What it brings.
+    rows: Vec<(RowKey, Place)>,
+    /// How many rows it has seen.
+    count: usize,
+    /// The last of them.
+    last: Option<RowKey>,
+    /// Keys of which tasks are due.
+    keys: HashSet<Key>,
+}
+
+/// Reads on in a lane. Tasks whose group has an older one are left where they are, and those that are due and have a key: looks bring them.
+fn due(read: &Read, now: Micros) -> Found {
     let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
     let Due { mut rows, named } = table.due(&read.lane, &read.from, read.limit, now);
     let (count, last) = (rows.len(), rows.last().map(|(last, _)| *last));
+    let mut keys = HashSet::new();
     if !named.is_empty() {
         let mut oldest: HashMap<Group, Option<TaskId>> = HashMap::new();
-        let mut first: HashMap<Key, HashSet<TaskId>> = HashMap::new();
         let mut left: HashSet<usize> = HashSet::new();
         for (at, group, key) in named {
             let row = rows[at].0;
@@ -648,14 +706,9 @@ fn due(read: &Read, turns: &Turns, now: Micros) -> (Vec<(RowKey, Place)>, usize,
                 let oldest = oldest.entry(group);
                 *oldest.or_insert_with(|| table.oldest(group).map(|next| next.id)) == Some(row.id)
             });
-            let is_first = key.filter(|_| row.due <= now).is_none_or(|key| {
-                let mut of_key = || table.first_of(key, turns.of(key, &read.lane.queue) as usize, now);
-                first
-                    .entry(key)
-                    .or_insert_with(|| of_key().iter().map(|next| next.id).collect())
-                    .contains(&row.id)
-            });
-            if !is_oldest || !is_first {
+            let due_key = key.filter(|_| row.due <= now);
+            keys.extend(due_key.filter(|_| is_oldest));
+            if !is_oldest || due_key.is_some() {
                 left.insert(at);
             }
         }
@@ -666,7 +719,7 @@ fn due(read: &Read, turns: &Turns, now: Micros) -> (Vec<(RowKey, Place)>, usize,
         });
     }
     table.close();
-    (rows, count, last)
+    Found { rows, count, last, keys }
 }
 
 /// What is next in the table: the oldest tasks of groups, and the first of keys, as many as a turn has beside those that are claimed or wait

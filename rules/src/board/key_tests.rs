@@ -13,6 +13,8 @@ use crate::due::LaneKey;
 use crate::due::Offered;
 use crate::due::RowKey;
 use crate::names::Key;
+use crate::turns::Passes;
+use crate::turns::Turn;
 use crate::up_to;
 
 const NONE: u32 = u32::MAX;
@@ -60,6 +62,7 @@ struct World {
     later: Vec<(Micros, Look)>,
     /// How long the turns of keys are, if they have weights.
     turns: BTreeMap<Key, u32>,
+    passes: Passes,
     /// Hand-outs: of which key, when, and under which token.
     begun: Vec<(Key, Micros, i64)>,
 }
@@ -84,6 +87,7 @@ impl World {
             done: Vec::new(),
             later: Vec::new(),
             turns: BTreeMap::new(),
+            passes: Passes::default(),
             begun: Vec::new(),
         }
     }
@@ -105,14 +109,12 @@ impl World {
         }
         looks.sort_unstable();
         looks.dedup();
+        let lane = LaneKey { priority: 0, queue: name() };
+        let mut found = Vec::new();
         for look in looks {
             let Look::Key(key) = look else { continue };
-            let room = match board.key_room(
-                key,
-                &name(),
-                self.turns.get(&key).copied().unwrap_or(KEY_WINDOW),
-                now,
-            ) {
+            let length = self.turns.get(&key).copied().unwrap_or(KEY_WINDOW);
+            let room = match board.key_room(key, &name(), length, now) {
                 KeyRoom::For(room) => room,
                 KeyRoom::Shut => continue,
                 KeyRoom::OpensAt(at) => {
@@ -127,10 +129,12 @@ impl World {
             };
             let rows = self.rows.iter().filter(|(_, other)| **other == key).map(|(n, _)| *n);
             let free = rows.filter(|n| board.claim_of(&id(*n)).is_none()).take(room as usize);
-            for n in free {
-                let lane = LaneKey { priority: 0, queue: name() };
-                self.book.hint_in_turn(lane, RowKey { due: i64::from(n), id: id(n) }, now);
-            }
+            let new =
+                free.filter(|n| !board.is_ready_in(&id(*n), &name(), 0) && !self.book.is_in_turn(&id(*n)));
+            found.push(Turn { key, length, tasks: new.collect() });
+        }
+        for n in self.passes.order(lane, found) {
+            self.book.hint_in_turn(lane, RowKey { due: i64::from(n), id: id(n) }, now);
         }
         self.book.offer_due(now, |lane, row, place| {
             let (due, place) = if place == Place::IN_TURN { (now, Place::UNKNOWN) } else { (row.due, place) };
@@ -593,9 +597,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 64 }))]
 
     #[test]
-    fn keys_with_a_backlog_have_shares_as_their_weights_within_a_turn(
+    fn keys_with_a_backlog_have_shares_as_their_weights_however_much_is_taken_between_two_looks(
         weights in prop::collection::vec(prop_oneof![3 => 1..5_u32, 1 => 1..=MAX_KEY_WEIGHT], 2..5),
-        steps in up_to(100)..up_to(600),
+        claims in prop::collection::vec((prop_oneof![1..4_u32, 1..60_u32, Just(24)], prop::bool::weighted(0.7)), 5..up_to(200)),
     ) {
         let mut world = World::new(None);
         let turn = turn_beside(*weights.iter().max().expect("some"));
@@ -606,12 +610,13 @@ proptest! {
             keys.iter().for_each(|key| world.enqueue(*key));
         }
         world.turns = keys.iter().zip(&weights).map(|(key, weight)| (*key, weight * turn)).collect();
+        let least = *weights.iter().min().expect("some");
         let mut now = 10_000;
         world.look(now);
-        for _ in 0..steps {
+        for (want, looks) in claims {
             now += 1;
             let before = world.begun.len();
-            world.claim(1, now);
+            world.claim(want, now);
             for (key, ..) in &world.begun[before..] {
                 counts[key.0 as usize] += 1;
                 let left = |at: usize| u32::from(backlog) - counts[at];
@@ -620,15 +625,79 @@ proptest! {
                 }
                 for (one, of_one) in counts.iter().zip(&weights) {
                     for (two, of_two) in counts.iter().zip(&weights) {
-                        // Shares differ by a turn at most.
-                        prop_assert!(one * of_two <= two * of_one + of_one * of_two * turn, "{:?} by {:?}", counts, weights);
+                        // By one task of a key with the least weight, and the remainders of divisions.
+                        prop_assert!(one * of_two * least <= two * of_one * least + of_one * of_two, "{:?} by {:?}", counts, weights);
                     }
                 }
             }
             while !world.running.is_empty() {
                 world.end(0, true);
             }
-            world.look(now);
+            if looks {
+                world.look(now);
+            }
+        }
+    }
+
+    /// Keys come and go. Over any stretch in which two of them have a backlog, their shares differ by two turns at most; and of a key that has tasks
+    /// something is taken before the others have had two turns each.
+    #[test]
+    fn keys_that_come_and_go_get_their_shares_and_starve_none(
+        weights in prop::collection::vec(prop_oneof![3 => 1..5_u32, 1 => 1..=MAX_KEY_WEIGHT], 2..5),
+        events in prop::collection::vec((1..60_u32, prop::bool::weighted(0.8), prop::option::weighted(0.2, (0..4_usize, 1..400_u16))), 5..up_to(200)),
+    ) {
+        let mut world = World::new(None);
+        let turn = turn_beside(*weights.iter().max().expect("some"));
+        let keys: Vec<Key> = (0..weights.len() as i64).map(Key).collect();
+        world.turns = keys.iter().zip(&weights).map(|(key, weight)| (*key, weight * turn)).collect();
+        let mut left = vec![0_u32; keys.len()];
+        let mut counts = vec![0_u32; keys.len()];
+        // Of two keys: the least and the most by which the first was ahead, in thousandths of a turn, since both have tasks.
+        let mut ahead: BTreeMap<(usize, usize), (i64, i64)> = BTreeMap::new();
+        // Of a key that has tasks: what was taken of the others since one of it was.
+        let mut passed = vec![0_u32; keys.len()];
+        let all: u32 = weights.iter().sum();
+        let mut now = 10_000;
+        for (want, looks, more) in events {
+            now += 1;
+            if let Some((at, count)) = more
+                && at < keys.len()
+                && world.enqueued + count < 6_000
+            {
+                (0..count).for_each(|_| world.enqueue(keys[at]));
+                left[at] += u32::from(count);
+                world.look(now);
+            }
+            let before = world.begun.len();
+            world.claim(want, now);
+            for key in world.begun[before..].iter().map(|(key, ..)| key.0 as usize) {
+                counts[key] += 1;
+                left[key] -= 1;
+                for other in 0..keys.len() {
+                    passed[other] = if other == key || left[other] == 0 { 0 } else { passed[other] + 1 };
+                    prop_assert!(passed[other] <= 2 * turn * (all - weights[other]), "key {} by {:?}", other, weights);
+                }
+                for one in 0..keys.len() {
+                    for two in 0..one {
+                        let has_backlog = |at: usize| left[at] >= 2 * weights[at] * turn;
+                        if !has_backlog(one) || !has_backlog(two) {
+                            ahead.remove(&(one, two));
+                            continue;
+                        }
+                        let share = |at: usize| i64::from(counts[at]) * 1_000 / i64::from(weights[at] * turn);
+                        let by = share(one) - share(two);
+                        let (least, most) = ahead.entry((one, two)).or_insert((by, by));
+                        (*least, *most) = ((*least).min(by), (*most).max(by));
+                        prop_assert!(*most - *least <= 2_001, "{} and {}: {} to {} by {:?}", one, two, least, most, weights);
+                    }
+                }
+            }
+            while !world.running.is_empty() {
+                world.end(0, true);
+            }
+            if looks {
+                world.look(now);
+            }
         }
     }
 }

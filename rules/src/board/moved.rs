@@ -35,6 +35,14 @@ impl Board<'_> {
         entry.queue == queue && entry.priority == priority && !is_misfit
     }
 
+    /// Whether a task is ready where one of this queue and priority belongs.
+    pub fn is_ready_in(&self, id: &TaskId, queue: &QueueName, priority: i16) -> bool {
+        self.find(id).map(|index| &self.entries[index as usize]).is_some_and(|entry| {
+            let is_there = entry.priority == priority && self.queue_name(entry.queue) == *queue;
+            is_there && entry.state == EntryState::Ready
+        })
+    }
+
     /// Brings a task that is ready to its lane. One that is claimed stays with its worker and counts in its queue from now on, and goes to its lane
     /// when it is given back. False when there is no room in its lane: it is off the board then, and to be offered again.
     pub fn relocate(&mut self, to: &Belongs) -> bool {

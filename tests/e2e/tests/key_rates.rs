@@ -179,13 +179,13 @@ async fn the_rate_holds_over_a_crash_of_the_server_and_over_killed_workers() -> 
     check(&db, "q", 10, 5, &start).await
 }
 
-/// Takes tasks until so many of each of two keys were handed out, and ends them; how many of each.
-async fn shares(worker: &mut Session, total: u32) -> Result<[u32; 2]> {
+/// Takes tasks, so many at a time and in all, and ends them; how many of each of two keys.
+async fn shares(worker: &mut Session, at_once: u32, total: u32) -> Result<[u32; 2]> {
     const ID: &str = "00000000-0000-0000-0000-00000000000a";
     let mut counts = [0; 2];
     while counts.iter().sum::<u32>() < total {
         let sql = format!(
-            "WITH e AS MATERIALIZED (SELECT * FROM pg_task.exchange('{ID}', 8)),
+            "WITH e AS MATERIALIZED (SELECT * FROM pg_task.exchange('{ID}', {at_once})),
              c AS (SELECT count(*) FILTER (WHERE options->>'key' = 'k1') AS one, count(*) FILTER (WHERE options->>'key' = 'k2') AS two FROM e WHERE event = 0)
              SELECT concat_ws(' ', c.one, c.two, (SELECT string_agg(concat_ws(',', id, fence, token), ' ') FROM e WHERE event = 0)) FROM c"
         );
@@ -219,16 +219,40 @@ async fn keys_with_a_backlog_are_served_by_their_weights_which_can_be_changed() 
         db.ask("SELECT string_agg(concat(key, weight), ' ' ORDER BY key) FROM pg_task.keys").await?,
         "k13 k21"
     );
-    let [one, two] = shares(&mut worker, 400).await?;
+    let [one, two] = shares(&mut worker, 8, 400).await?;
     ensure!(one.abs_diff(3 * two) <= 3 * 16, "{one} and {two}");
     // The other way round; what was ready by the old weights goes first.
     db.run(r#"SELECT pg_task.set_queue('q', key_weights => '{"k2": 4}')"#).await?;
     db.until("SELECT NOT EXISTS (SELECT FROM pg_task.keys WHERE key = 'k2' AND weight = 1)").await?;
-    shares(&mut worker, 128).await?;
-    let [one, two] = shares(&mut worker, 400).await?;
+    shares(&mut worker, 8, 128).await?;
+    let [one, two] = shares(&mut worker, 8, 400).await?;
     ensure!(two.abs_diff(4 * one) <= 4 * 16, "{one} and {two}");
     db.run("SELECT pg_task.set_queue('q')").await?;
     assert_eq!(db.ask("SELECT count(*) FROM pg_task.queue").await?, "0");
+    Ok(())
+}
+
+#[tokio::test]
+async fn shares_hold_when_many_tasks_are_taken_at_a_time() -> Result<()> {
+    let db = database().await?;
+    // All of the first have smaller ids than those of the second: in the order of ids they would come first after every call.
+    for key in ["k1", "k2"] {
+        db.run(&format!(
+            r#"SELECT pg_task.enqueue('{{"Test":{{"Note":{{"key":"{key}"}}}}}}', 'q', options => '{{"key":"{key}"}}') FROM generate_series(1, 600)"#
+        ))
+        .await?;
+    }
+    let mut worker = db.session().await?;
+    worker.run("SELECT pg_task.register('00000000-0000-0000-0000-00000000000a')").await?;
+    let mut counts = [0; 2];
+    for _ in 0..20 {
+        // All that is to follow is there: what is taken by one call is found by one look, or few.
+        db.until("SELECT ready = 32 FROM pg_task.scheduler").await?;
+        let taken = shares(&mut worker, 24, 24).await?;
+        (0..2).for_each(|key| counts[key] += taken[key]);
+        ensure!(counts[0].abs_diff(counts[1]) <= 2 * 16, "{counts:?}");
+    }
+    assert_eq!(counts.iter().sum::<u32>(), 20 * 24);
     Ok(())
 }
 
