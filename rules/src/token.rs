@@ -1,14 +1,19 @@
 //! Attempt tokens: larger for every later hand-out, across restarts.
+//!
+//! The lowest bit says that the worker does not run the task, but is asked what to do instead of parking it. It travels with the token, so
+//! that a worker which says after a crash of the server what it holds brings it back: nothing else remembers it.
 
 use crate::Micros;
 
-/// Hand-outs that one epoch has room for; a scheduler that used them up takes the next epoch.
-pub const TOKENS_PER_EPOCH: i64 = 1 << 32;
+/// From one hand-out to the next.
+pub const STEP: i64 = 2;
+
+const ASKED: i64 = 1;
 
 const EPOCH_SECONDS_START: i64 = 820_454_400; // 2026-01-01 00:00 UTC, in seconds since 2000-01-01
 
 /// The epoch of a scheduler that starts now: larger than the last one kept, and, if the clock is right, larger than
-/// any that a lost server may have used, because a server cannot hand out 2^32 tasks in a second.
+/// any that a lost server may have used, because a server cannot hand out 2^31 tasks in a second.
 ///
 /// The first token of the epoch is [`first_token`].
 pub fn next_epoch(last: i64, now: Micros) -> i64 {
@@ -21,6 +26,21 @@ pub fn first_token(epoch: i64) -> i64 {
     epoch << 32
 }
 
+/// The token of the same attempt when its worker is only asked.
+pub fn asked(token: i64) -> i64 {
+    token | ASKED
+}
+
+/// Whether the worker does not run the task, but is asked what to do instead of parking it.
+pub fn is_asked(token: i64) -> bool {
+    token & ASKED != 0
+}
+
+/// Whether the tokens are of one attempt, whatever its worker does with it.
+pub fn is_same_attempt(one: i64, other: i64) -> bool {
+    one | ASKED == other | ASKED
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,7 +51,15 @@ mod tests {
         let first = next_epoch(0, now);
         let second = next_epoch(first, now - 500_000_000);
         assert!(second > first);
-        assert!(first_token(second) >= first_token(first) + TOKENS_PER_EPOCH);
+        assert!(first_token(second) > asked(first_token(first)) && !is_asked(first_token(second)));
+    }
+
+    #[test]
+    fn a_token_says_that_its_worker_is_only_asked_and_is_that_of_the_attempt() {
+        let token = first_token(7) + 5 * STEP;
+        assert!(!is_asked(token) && is_asked(asked(token)) && asked(asked(token)) == asked(token));
+        assert!(is_same_attempt(token, asked(token)) && !is_same_attempt(asked(token), token + STEP));
+        assert!(token + STEP > asked(token));
     }
 
     #[test]

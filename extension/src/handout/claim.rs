@@ -429,7 +429,7 @@ impl HandOut<'_> {
         let asked = given_up::read(spi, &chosen);
         let mut count = 0;
         for GivenUp { claim, kind, again, .. } in chosen {
-            match asked.task(&claim) {
+            match asked.task(&claim.asked()) {
                 Some((task, place)) => {
                     let noted = ClaimedRow { fence: task.fence, kind, place, counted: false };
                     self.noted.push((claim, noted));

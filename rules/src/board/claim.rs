@@ -4,7 +4,6 @@ use super::Board;
 use super::Leaving;
 use super::QueueId;
 use super::group::APART;
-use super::layout::ASKED;
 use super::layout::CANCEL_TOLD;
 use super::layout::CANCELLED;
 use super::layout::COUNTED;
@@ -20,6 +19,7 @@ use crate::names::Key;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::place::Place;
+use crate::token;
 
 /// A task that was handed out: its row is still to be read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,6 +28,13 @@ pub struct Claim {
     pub id: TaskId,
     /// The attempt.
     pub token: i64,
+}
+
+impl Claim {
+    /// The claim of a worker that does not run the task, but is asked what to do instead of parking it.
+    pub fn asked(self) -> Self {
+        Self { token: token::asked(self.token), ..self }
+    }
 }
 
 /// A claim that was just made, with what the board knows about its task.
@@ -196,10 +203,13 @@ impl Board<'_> {
         }
     }
 
-    /// The worker does not run the task: it is asked what to do instead of parking it. Nothing is written down about that.
+    /// The worker does not run the task: it is asked what to do instead of parking it. Nothing is written down about that; its token says it
+    /// from now on ([`Claim::asked`]).
     pub fn note_asked(&mut self, claim: &Claim) {
         if let Some(index) = self.find_claim(&claim.id, claim.token) {
-            self.entries[index as usize].flags |= ASKED | WRITTEN;
+            let entry = &mut self.entries[index as usize];
+            entry.token = token::asked(entry.token);
+            entry.flags |= WRITTEN;
         }
     }
 
@@ -313,7 +323,7 @@ impl Board<'_> {
         entry.fence = row.fence;
         entry.kind = row.kind;
         entry.retry_limit = self.workers[worker].retry_limit(row.kind).unwrap_or(0);
-        if row.written {
+        if row.written || entry.is_asked() {
             entry.flags |= WRITTEN;
         }
         if row.counted {
@@ -436,7 +446,7 @@ impl Board<'_> {
     /// The token for a hand-out.
     pub fn next_token(&mut self) -> i64 {
         let token = self.head.next_token;
-        self.head.next_token += 1;
+        self.head.next_token += token::STEP;
         token
     }
 
@@ -466,7 +476,7 @@ impl Board<'_> {
     pub(super) fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
         self.find(id).filter(|&index| {
             let entry = &self.entries[index as usize];
-            entry.state == EntryState::Claimed && entry.token == token
+            entry.state == EntryState::Claimed && token::is_same_attempt(entry.token, token)
         })
     }
 

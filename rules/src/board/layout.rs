@@ -14,6 +14,7 @@ use crate::names::Key;
 use crate::names::Kind;
 use crate::names::Label;
 use crate::place::Place;
+use crate::token;
 
 /// No entry.
 pub(super) const NIL: u32 = u32::MAX;
@@ -123,7 +124,7 @@ pub struct Head {
 impl Head {
     /// The head of an empty board, before [`super::Board::reset`] strings the free entries together.
     pub const EMPTY: Self = Self {
-        next_token: 1,
+        next_token: token::STEP,
         ready: 0,
         claimed: 0,
         workers: 0,
@@ -176,9 +177,6 @@ pub(super) const ADMITTED: u8 = 32;
 pub(super) const KEY_SPENT: u8 = 64;
 /// The claim has such a token of the rate of all queues together.
 pub(super) const SPENT_OF_ALL: u8 = 128;
-
-/// The worker does not run the task: it is asked what to do instead of parking it.
-pub(super) const ASKED: u8 = 64;
 
 /// A task that is ready or claimed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -251,12 +249,12 @@ impl Entry {
 
     /// Whether the claim is written in the row.
     pub fn is_written(&self) -> bool {
-        self.flags & (ASKED | WRITTEN) == WRITTEN
+        self.flags & WRITTEN != 0 && !self.is_asked()
     }
 
     /// Whether the worker does not run the task, but is asked what to do instead of parking it.
     pub fn is_asked(&self) -> bool {
-        self.flags & ASKED != 0
+        token::is_asked(self.token)
     }
 
     /// Whether the row's `tried` counts this attempt already.

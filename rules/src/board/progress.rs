@@ -126,6 +126,7 @@ mod tests {
     use crate::names::Label;
     use crate::names::QueueName;
     use crate::place::Place;
+    use crate::token;
 
     /// A board with two workers, and the claims of the first.
     fn board_with(claims: u8) -> (OwnedBoard, Vec<Claim>) {
@@ -167,7 +168,7 @@ mod tests {
         assert!(board.set_progress(0, &claim, &Progress::new(None, "nearly", 2)));
         assert_eq!(said(&board, &claim), Some((None, "nearly".to_owned())));
         // Neither another worker nor another attempt.
-        let other = Claim { token: claim.token + 1, ..claim };
+        let other = Claim { token: claim.token + token::STEP, ..claim };
         assert!(!board.set_progress(1, &claim, &Progress::new(Some(1.0), "", 3)));
         assert!(!board.set_progress(0, &other, &Progress::new(Some(1.0), "", 3)));
         assert_eq!(said(&board, &claim), Some((None, "nearly".to_owned())));

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::token;
 use crate::up_to;
 
 fn small() -> OwnedBoard {
@@ -282,48 +283,40 @@ fn a_worker_that_comes_back_within_the_grace_keeps_its_claims() {
     assert_eq!(board.claim_of(&claim.id).map(|entry| entry.token), Some(claim.token));
 }
 
+const ASSERTED: AssertedRow = AssertedRow {
+    fence: 3,
+    due: 1,
+    queue: Q,
+    priority: 0,
+    kind: Kind::ANY,
+    group: None,
+    key: None,
+    written: false,
+    counted: false,
+};
+
 #[test]
 fn an_asserted_claim_is_granted_unless_another_worker_has_the_task() {
     let mut memory = small();
     let mut board = memory.board();
-    let row = AssertedRow {
-        fence: 3,
-        due: 1,
-        queue: Q,
-        priority: 0,
-        kind: Kind::new("a", "b"),
-        group: None,
-        key: None,
-        written: false,
-        counted: false,
-    };
-    let held = Claim { id: id(1), token: 77 };
+    let row = ASSERTED;
+    let held = Claim { id: id(1), token: 78 };
     let first = board.register(&registration(1), 0).expect("free");
     assert!(board.assert_claim(first, &held, &row, 5));
     assert!(board.assert_claim(first, &held, &row, 6), "saying it twice does no harm");
     let second = board.register(&registration(2), 0).expect("free");
     assert!(!board.assert_claim(second, &held, &row, 7));
     assert_eq!(board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN), Pushed::Present);
-    assert!(board.end_claim(&held.id, 77));
+    assert!(board.end_claim(&held.id, 78));
 }
 
 #[test]
 fn an_asserted_claim_whose_attempt_the_row_counts_is_not_counted_again() {
     let mut memory = small();
     let mut board = memory.board();
-    let row = AssertedRow {
-        fence: 3,
-        due: 1,
-        queue: Q,
-        priority: 0,
-        kind: Kind::new("a", "b"),
-        group: None,
-        key: None,
-        written: true,
-        counted: true,
-    };
+    let row = AssertedRow { written: true, counted: true, ..ASSERTED };
     let worker = board.register(&registration(1), 0).expect("free");
-    assert!(board.assert_claim(worker, &Claim { id: id(1), token: 77 }, &row, 5));
+    assert!(board.assert_claim(worker, &Claim { id: id(1), token: 78 }, &row, 5));
     assert!(board.claim_of(&id(1)).is_some_and(Entry::is_counted));
 }
 
@@ -409,6 +402,13 @@ fn nothing_is_written_down_about_a_task_whose_worker_is_only_asked() {
     assert!(out.is_empty());
     let entry = *board.claim_of(&id(1)).expect("claimed");
     assert!(entry.is_asked() && !entry.is_written() && !entry.is_counted());
+    // The worker brings the mark back after a crash of the server, with its token.
+    assert_eq!(entry.token, claim.asked().token);
+    board.reset();
+    let worker = board.register(&registration(1), 0).expect("free");
+    assert!(board.assert_claim(worker, &claim.asked(), &ASSERTED, 30));
+    assert!(board.claim_of(&id(1)).is_some_and(|entry| entry.is_asked() && !entry.is_written()));
+    assert_eq!(board.oldest_unwritten(), None);
     // Given back, it may be run by the next one.
     board.give_back(&claim.id, claim.token);
     let claim = claim_all(&mut board, worker, 1, 20)[0];
@@ -509,7 +509,7 @@ proptest! {
                 }
                 Op::End(n) => {
                     let token = claimed.get(&n).map_or(-1, |claim| claim.1);
-                    prop_assert!(!board.end_claim(&id(n), token.wrapping_add(1)));
+                    prop_assert!(!board.end_claim(&id(n), token.wrapping_add(token::STEP)));
                     prop_assert_eq!(board.end_claim(&id(n), token), claimed.remove(&n).is_some());
                 }
                 Op::GiveBack(n) | Op::Misfit(n) => {

@@ -137,3 +137,33 @@ async fn tokens_outgrow_those_of_a_server_whose_dump_was_restored() -> Result<()
     assert!(before >> 32 < kept && after >> 32 > kept, "{before} {kept} {after}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_worker_that_is_only_asked_about_a_task_says_so_after_a_crash_of_the_server() -> Result<()> {
+    let server = own_server("e2e-asked", &["pg_task.settle_time = 0"])?;
+    let db = Database::create(&server).await?;
+    let name = db.ask("SELECT current_database()").await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}', options => '{"deadline": "2020-01-01T00:00:00Z"}')"#)
+        .await?;
+    let register = format!("SELECT pg_task.register('{WORKER}', gives_up => true");
+    let mut one = PgConnection::connect(&db.url).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("{register})"))).execute(&mut one).await?;
+    let (id, fence, token) = claim(&db, &mut one).await?;
+    drop(one);
+    db.pool.close().await;
+    server.stop(Stop::Immediate)?;
+    server.start()?;
+    let db = Database::attach(&server, &name).await?;
+    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    let mut one = PgConnection::connect(&db.url).await?;
+    let held = format!(
+        "{register}, held_ids => '{{{id}}}', held_fences => '{{{fence}}}', held_tokens => '{{{token}}}')"
+    );
+    sqlx::raw_sql(AssertSqlSafe(held)).execute(&mut one).await?;
+    assert_eq!(db.ask("SELECT count(*) FROM pg_task.running").await?, "1");
+    // Its connection ends: it has lost nothing that it ran.
+    drop(one);
+    db.until("SELECT error LIKE 'the task was not begun before its deadline, %' FROM pg_task.task").await?;
+    assert_eq!(db.ask("SELECT tried FROM pg_task.task").await?, "0");
+    Ok(())
+}

@@ -124,9 +124,8 @@ impl Story<'_> {
                 self.parked_rightly(plan, evidence.lost_limit, tried, error, complain);
                 continue;
             }
-            // Lost workers count, also those that had not begun. One that is asked what to do instead does not, unless the server was lost
-            // meanwhile: what it was asked is known to memory alone.
-            let most = faults_in(self.intended_at, Moment::MAX);
+            // Lost workers count, also those that had not begun. One that is only asked what to do instead does not.
+            let most = if plan.kind == Kind::Expired { 0 } else { faults_in(self.intended_at, Moment::MAX) };
             if !matches!(plan.kind, Kind::Expired | Kind::Hasty) {
                 complain(format!("it has no deadline, and was parked for it: {error}"));
             } else if tried > most as i32 {
