@@ -27,6 +27,7 @@ pg_task::task!(Test {
     Fail,
     Flaky,
     Later,
+    Linger,
     Meta,
     Note,
     Panic,
@@ -151,6 +152,23 @@ pub struct Later {
 impl Step<Test> for Later {
     async fn step(self, _db: &PgPool) -> StepResult<Test> {
         NextStep::delay(Note { key: self.key }, Duration::from_millis(self.millis))
+    }
+}
+
+/// Goes on for a while after it was asked to end, which is well within what it is given for that, and ends well.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Linger {
+    key: String,
+}
+
+impl Step<Test, Context> for Linger {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        let ledger = cx.state::<Ledger>();
+        ledger.note(&format!("{} begins", self.key))?;
+        cx.cancelled().await;
+        ledger.note(&format!("{} cancelled", self.key))?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        NextStep::none()
     }
 }
 

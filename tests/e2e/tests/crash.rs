@@ -68,6 +68,51 @@ async fn a_worker_that_falls_silent_loses_its_tasks_after_its_lease_and_its_late
 }
 
 #[tokio::test]
+async fn a_step_whose_task_was_given_to_another_worker_does_not_end_it_when_that_one_is_lost_too()
+-> Result<()> {
+    let server = own_server("e2e-refused", &["pg_task.settle_time = 0"])?;
+    let (db, ledger) = (Database::create(&server).await?, Ledger::new("refused")?);
+    let name = db.ask("SELECT current_database()").await?;
+    let lines = |line: &str| ledger.lines().iter().filter(|noted| *noted == line).count();
+    let worker = db.known_worker(options(&ledger)).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"Test":{"Linger":{"key":"a"}}}')"#).await?;
+    db.until("SELECT count(*) = 1 FROM pg_task.running").await?;
+    db.until("SELECT count(*) = 1 FROM pg_task.task WHERE locked_by IS NOT NULL").await?;
+    // While the worker sleeps, the server forgets what it holds, and another worker takes it; its call does not come to its end.
+    db.run("UPDATE pg_task.task SET locked_by = NULL, locked_at = NULL").await?;
+    worker.signal("STOP")?;
+    db.pool.close().await;
+    server.stop(Stop::Immediate)?;
+    server.start()?;
+    let db = Database::attach(&server, &name).await?;
+    let other = "0190aaaa-0000-7000-8000-00000000000b";
+    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    let mut session = db.session().await?;
+    session.run(&format!("SELECT pg_task.register('{other}'); BEGIN")).await?;
+    let claim = format!("SELECT count(*) FROM pg_task.exchange('{other}', 1) WHERE event = 0");
+    while session.ask(&claim).await? == "0" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    worker.signal("CONT")?;
+    while lines("a cancelled") == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    db.pool.close().await;
+    server.stop(Stop::Immediate)?;
+    server.start()?;
+    let db = Database::attach(&server, &name).await?;
+    while lines("a begins") < 2 {
+        assert_eq!(
+            db.ask("SELECT count(*) FROM pg_task.task").await?,
+            "1",
+            "a step that was cancelled has ended it"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_step_that_takes_its_worker_down_is_parked_at_its_limit() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("abort")?);
     db.run(r#"SELECT pg_task.enqueue('{"Test":{"Abort":null}}')"#).await?;

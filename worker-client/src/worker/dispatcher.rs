@@ -528,7 +528,12 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             warn!("[{id}] the task is no longer this worker's");
             self.results.retain(|result| result.claim.id != *id);
             self.deferred.remove(id);
-            self.cancel(*id);
+            // What it ends in is not brought, nor is it said again that this worker holds the task: the one that was given it may be lost before it
+            // has written anything, and the row is then as this step found it.
+            if let Some(running) = self.running.remove(id) {
+                running.control.refuse();
+                drop_after_grace(running.control);
+            }
         }
     }
 
@@ -551,12 +556,8 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     fn cancel(&mut self, id: Uuid) {
         let Some(running) = self.running.get(&id) else { return };
         info!("[{id}] cancelled");
-        let control = running.control.clone();
-        control.cancel();
-        tokio::spawn(async move {
-            tokio::time::sleep(CANCEL_GRACE).await;
-            control.drop_step();
-        });
+        running.control.cancel();
+        drop_after_grace(running.control.clone());
     }
 
     fn stop(&mut self) {
@@ -574,11 +575,19 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
         warn!("not in touch with the server for the whole lease: dropping {} steps", self.running.len());
         for (_, running) in self.running.drain() {
-            running.control.cancel();
+            running.control.refuse();
             running.control.drop_step();
         }
         self.results.clear();
     }
+}
+
+/// A step that was asked to end has a while to do so.
+fn drop_after_grace(control: Arc<Control>) {
+    tokio::spawn(async move {
+        tokio::time::sleep(CANCEL_GRACE).await;
+        control.drop_step();
+    });
 }
 
 /// Waits for a moment.

@@ -16,6 +16,8 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
@@ -105,6 +107,8 @@ pub(super) enum Source<T> {
 pub(crate) struct Control {
     token: OnceLock<CancellationToken>,
     drop: Notify,
+    /// The task was given to another worker: nothing that the step ends in counts.
+    refused: AtomicBool,
     /// What the task returns, if the step ends it.
     result: Mutex<Option<Box<RawValue>>>,
     /// How far the step says that it is.
@@ -147,6 +151,12 @@ impl Control {
     /// Asks the step to end.
     pub(super) fn cancel(&self) {
         self.token().cancel();
+    }
+
+    /// Asks the step to end, whose task was given to another worker.
+    pub(super) fn refuse(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+        self.cancel();
     }
 
     /// Drops the step at its next point of waiting.
@@ -672,6 +682,10 @@ impl Attempt {
         tx: Box<Tx>,
     ) -> Result<Outcome<T>, CommitError> {
         let Self { id, fence, .. } = *self;
+        if tx.context().control.refused.load(Ordering::Relaxed) {
+            tx.roll_back().await;
+            return Ok(Outcome::Dropped);
+        }
         let outcome = self.outcome(Ok(next)).with_result_of(&tx.context().control);
         if matches!(outcome, Outcome::Park { .. }) {
             tx.roll_back().await;
