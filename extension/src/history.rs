@@ -79,8 +79,8 @@ pub struct Done {
     pub worker: TaskId,
     /// When it was handed out, if memory knows.
     pub started_at: Option<Micros>,
-    /// Whether its attempt was counted before it ran.
-    pub is_counted: bool,
+    /// Whether its attempt was counted before it ran, if memory knows.
+    pub is_counted: Option<bool>,
     /// What it returned, a jsonb.
     pub result: Option<Datum>,
 }
@@ -155,7 +155,10 @@ impl History {
             Ended::Done(done) => Some(done),
             Ended::Cancelled => None,
         };
-        let attempts = tried.saturating_add(i32::from(done.is_some_and(|done| !done.is_counted)));
+        // Otherwise the row tells: it was changed and locked at one moment then.
+        let counted_in_row = || row(Column::LockedAt).is_some_and(|at| row(Column::UpdatedAt) == Some(at));
+        let is_counted = |done: &Done| done.is_counted.unwrap_or_else(counted_in_row);
+        let attempts = tried.saturating_add(i32::from(done.is_some_and(|done| !is_counted(done))));
         let values: [Option<Datum>; TYPES.len()] = [
             Some(id),
             spi::int(self.now),

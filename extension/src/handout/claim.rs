@@ -156,8 +156,11 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
     };
     let mut table: Option<TaskTable> = None;
     let mut taken: Vec<Taken> = Vec::new();
-    while claimed.count < want {
-        let ask = (want - claimed.count).min(CHUNK);
+    loop {
+        let ask = want.saturating_sub(claimed.count + hand_out.to_come()).min(CHUNK);
+        if ask == 0 {
+            break;
+        }
         taken.clear();
         hand_out.take(ask, &mut taken);
         if !taken.is_empty() {
@@ -291,11 +294,13 @@ impl HandOut<'_> {
             }
         }
         if deadline.is_some() {
+            self.weigh(&task);
             let overdue = self.given_up(taken, task.fence, kind, deadline);
             self.given_up.push(overdue);
             return false;
         }
         if locked || updated_at < shmem::crash_barrier() {
+            self.weigh(&task);
             // The row leaves its buffer before it is written.
             // SAFETY: the column is a jsonb.
             let options = task.options.map(|options| unsafe { jsonb::copy(options) });
@@ -305,8 +310,24 @@ impl HandOut<'_> {
         }
         let noted = ClaimedRow { fence: task.fence, kind, place, counted: false };
         self.noted.push((claim, noted));
+        self.weigh(&task);
         self.hand_over(&task, output);
         true
+    }
+
+    /// Counts what the task adds to the answer, now or at the end of the call.
+    fn weigh(&mut self, task: &Task) {
+        // SAFETY: the column is a jsonb; its header says the size.
+        self.bytes += 64 + unsafe { pg_sys::toast_raw_datum_size(task.step) };
+        if let Some(options) = task.options {
+            // SAFETY: as above.
+            self.bytes += unsafe { pg_sys::toast_raw_datum_size(options) };
+        }
+    }
+
+    /// How many are handed out at the end of the call, if nothing comes between.
+    fn to_come(&self) -> u32 {
+        (self.in_writing.len() + self.given_up.len()) as u32
     }
 
     fn given_up(&self, taken: &Taken, fence: i64, kind: Kind, deadline: Option<Micros>) -> GivenUp {
@@ -367,16 +388,10 @@ impl HandOut<'_> {
         }
     }
 
-    fn hand_over(&mut self, task: &Task, output: &mut Output) {
+    fn hand_over(&self, task: &Task, output: &mut Output) {
         let mut task = *task;
         if let Some(defaults) = &self.defaults {
             task.options = defaults.options(task.queue, task.options);
-        }
-        // SAFETY: the column is a jsonb; its header says the size.
-        self.bytes += 64 + unsafe { pg_sys::toast_raw_datum_size(task.step) };
-        if let Some(options) = task.options {
-            // SAFETY: as above.
-            self.bytes += unsafe { pg_sys::toast_raw_datum_size(options) };
         }
         output.task(&task);
     }

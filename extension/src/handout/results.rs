@@ -419,7 +419,7 @@ impl Writer<'_> {
         Done {
             worker: self.worker,
             started_at: held.map(|held| held.since),
-            is_counted: held.is_some_and(|held| held.is_counted()),
+            is_counted: held.map(|held| held.is_counted()),
             result: match self.results[index].outcome {
                 Outcome::Done(result) => result,
                 _ => None,

@@ -54,7 +54,7 @@ async fn an_attempt_that_was_counted_when_it_was_made_is_not_counted_again_after
     let server = own_server("e2e-counted", &["pg_task.settle_time = 0"])?;
     let db = Database::create(&server).await?;
     let name = db.ask("SELECT current_database()").await?;
-    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}') FROM generate_series(1, 2)"#).await?;
     db.pool.close().await;
     server.stop(Stop::Immediate)?;
     server.start()?;
@@ -62,19 +62,21 @@ async fn an_attempt_that_was_counted_when_it_was_made_is_not_counted_again_after
     let db = Database::attach(&server, &name).await?;
     db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
     let mut one = session(&db).await?;
+    let (done, its_fence, its_token) = claim(&db, &mut one).await?;
     let (id, fence, token) = claim(&db, &mut one).await?;
-    assert_eq!(db.ask("SELECT tried FROM pg_task.task").await?, "1");
+    assert_eq!(db.ask("SELECT string_agg(tried::text, ' ') FROM pg_task.task").await?, "1 1");
     drop(one);
     db.pool.close().await;
     server.stop(Stop::Fast)?;
     server.start()?;
-    // The server has forgotten the claim; the worker lives on and brings a failure.
+    // The server has forgotten the claims; the worker lives on and brings a failure, and what has succeeded.
     let db = Database::attach(&server, &name).await?;
     db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
     db.run(&format!(
-        "SELECT pg_task.exchange('{WORKER}', 0, '{{{id}}}', '{{{fence}}}', '{{{token}}}', '{{3}}', NULL, '{{0}}')"
+        "SELECT pg_task.exchange('{WORKER}', 0, '{{{id},{done}}}', '{{{fence},{its_fence}}}', '{{{token},{its_token}}}', '{{3,0}}', NULL, '{{0,0}}')"
     ))
     .await?;
+    assert_eq!(db.ask("SELECT attempts FROM pg_task.history").await?, "1");
     assert_eq!(db.ask("SELECT tried = 1 AND locked_by IS NULL FROM pg_task.task").await?, "t");
     // And the task goes on.
     let mut one = session(&db).await?;
@@ -165,5 +167,33 @@ async fn a_worker_that_is_only_asked_about_a_task_says_so_after_a_crash_of_the_s
     drop(one);
     db.until("SELECT error LIKE 'the task was not begun before its deadline, %' FROM pg_task.task").await?;
     assert_eq!(db.ask("SELECT tried FROM pg_task.task").await?, "0");
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_a_crash_no_call_hands_out_more_than_was_asked_for_or_than_an_answer_holds() -> Result<()> {
+    let server = own_server("e2e-no-more", &["pg_task.settle_time = 0"])?;
+    let db = Database::create(&server).await?;
+    let name = db.ask("SELECT current_database()").await?;
+    db.run(
+        r#"SELECT pg_task.enqueue('{"A": {"B": 1}}') FROM generate_series(1, 9);
+        SELECT pg_task.enqueue(jsonb_build_object('A', jsonb_build_object('B', repeat('x', 1000000)))) FROM generate_series(1, 20)"#,
+    )
+    .await?;
+    db.pool.close().await;
+    server.stop(Stop::Immediate)?;
+    server.start()?;
+    let db = Database::attach(&server, &name).await?;
+    db.until("SELECT ready = 29 FROM pg_task.scheduler").await?;
+    let mut one = session(&db).await?;
+    let mut ask = async |want: u32| {
+        let sql = format!("SELECT count(*) FROM pg_task.exchange('{WORKER}', {want}) WHERE event = 0");
+        sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql)).fetch_one(&mut one).await
+    };
+    assert_eq!((ask(2).await?, ask(7).await?), (2, 7));
+    // Each was counted before it was handed out, and no other.
+    assert_eq!(db.ask("SELECT count(*) FROM pg_task.task WHERE tried = 1").await?, "9");
+    // Nine of 1 MB fill an answer: the one that goes over the limit is the last.
+    assert_eq!((ask(100).await?, ask(100).await?), (9, 9));
     Ok(())
 }
