@@ -281,7 +281,18 @@ impl Scene {
         // What waits for a lock holds up all that comes after it: the server itself ends it.
         let limits = [("lock_timeout", "3s"), ("statement_timeout", "25s")];
         let options = url.parse::<PgConnectOptions>()?.options(limits);
-        Ok(in_time(PgConnection::connect_with(&options)).await??)
+        let mut patience = Patience::new(PATIENCE);
+        loop {
+            match in_time(PgConnection::connect_with(&options)).await? {
+                // A fault has taken all places, and gives them back.
+                Err(sqlx::Error::Database(error))
+                    if error.code().as_deref() == Some("53300") && patience.lasts() =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                connection => return Ok(connection?),
+            }
+        }
     }
 
     /// A connection by the way of the producers.
