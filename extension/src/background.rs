@@ -4,6 +4,8 @@ use std::ffi::CStr;
 use std::panic::AssertUnwindSafe;
 use std::panic::RefUnwindSafe;
 use std::panic::UnwindSafe;
+use std::time::Duration;
+use std::time::Instant;
 
 use pg_task_rules::Micros;
 use pgrx::PgTryBuilder;
@@ -43,24 +45,48 @@ pub fn now() -> Micros {
 /// A wait of the latch ends at a whole millisecond. What is left after it is slept in steps of this length, in microseconds.
 const FINE_SLEEP: i64 = 100;
 
+/// A moment to which it is as long as it is now, whatever becomes of the server's clock meanwhile: one that is set back makes no wait longer.
+struct Wait {
+    began: Instant,
+    length: Duration,
+}
+
+impl Wait {
+    fn until(moment: Micros) -> Self {
+        let left = moment.saturating_sub(now()).clamp(0, LONGEST_WAIT);
+        // What is left is rounded down: it does not end before the moment.
+        let length = if left > 0 { left + 1 } else { 0 };
+        Self { began: Instant::now(), length: Duration::from_micros(length as u64) }
+    }
+
+    /// Microseconds that are left.
+    fn left(&self) -> i64 {
+        self.length.saturating_sub(self.began.elapsed()).as_micros() as i64
+    }
+}
+
+/// An hour: whoever waits looks at the clock again then.
+const LONGEST_WAIT: Micros = 3_600_000_000;
+
 /// Sleeps on the process' latch until it is set or the moment has come, then serves interrupts and a reload.
 ///
 /// Called at the bottom of a loop, after the work: a wake-up that came meanwhile lets it return at once.
 pub fn sleep_until(moment: Micros) {
+    let wait = Wait::until(moment);
     loop {
-        let left = moment.saturating_sub(now());
+        let left = wait.left();
         // SAFETY: the process is a background worker with a latch of its own.
         let woken = unsafe {
             if left <= 0 || (*pg_sys::MyLatch).is_set != 0 {
                 true
             } else if left < 1_000 {
-                std::thread::sleep(std::time::Duration::from_micros(left.min(FINE_SLEEP) as u64));
+                std::thread::sleep(Duration::from_micros(left.min(FINE_SLEEP) as u64));
                 false
             } else {
                 let events = pg_sys::WaitLatch(
                     pg_sys::MyLatch,
                     (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-                    left.min(3_600_000_000) / 1_000,
+                    left / 1_000,
                     pg_sys::PG_WAIT_EXTENSION,
                 );
                 events & pg_sys::WL_LATCH_SET as i32 != 0
@@ -83,8 +109,9 @@ pub fn sleep_until(moment: Micros) {
 
 /// Sleeps until the moment has come, whether the latch is set or not; wake-ups that come meanwhile are not lost.
 pub fn pause_until(moment: Micros) {
+    let wait = Wait::until(moment);
     loop {
-        let millis = moment.saturating_sub(now()).clamp(0, 3_600_000_000).div_ceil_micros();
+        let millis = wait.left().div_ceil_micros();
         if millis <= 0 {
             return;
         }

@@ -18,6 +18,7 @@ use crate::guc;
 use crate::shmem;
 use crate::shmem::Slot;
 use crate::shmem::State;
+use crate::utility_hook::HOLD;
 
 const FIRST_RETRY: Micros = 1_000_000;
 const LAST_RETRY: Micros = 60_000_000;
@@ -47,7 +48,7 @@ extern "C-unwind" fn pg_task_launcher_main(_argument: pg_sys::Datum) {
         pg_sys::before_shmem_exit(Some(at_exit), 0.into());
     }
     shmem::open(background::now(), crash_mark::found_and_set());
-    let mut launcher = Launcher { probed: HashSet::new(), look_at: 0, complained: false };
+    let mut launcher = Launcher { probed: HashSet::new(), look_at: 0, last_tick: 0, complained: false };
     loop {
         let wake = launcher.tick();
         background::sleep_until(wake);
@@ -94,12 +95,17 @@ struct Launcher {
     probed: HashSet<u32>,
     /// When to read the list of databases again.
     look_at: Micros,
+    last_tick: Micros,
     complained: bool,
 }
 
 impl Launcher {
     fn tick(&mut self) -> Micros {
         let now = background::now();
+        if now < self.last_tick {
+            self.clock_went_back(now);
+        }
+        self.last_tick = now;
         // A database may be gone whose scheduler is about to be started again.
         if now >= self.look_at || shmem::slots().any(|slot| is_to_start(slot, now)) {
             match background::transaction(databases) {
@@ -112,6 +118,18 @@ impl Launcher {
             .filter(|slot| slot.control().database.load(SeqCst) != 0)
             .map(|slot| self.serve(slot, now))
             .fold(self.look_at, Micros::min)
+    }
+
+    /// The clock was set back to this moment: nothing waits for the old time.
+    fn clock_went_back(&mut self, now: Micros) {
+        self.look_at = now;
+        for slot in shmem::slots() {
+            let control = slot.control();
+            for moment in [&control.retry_at, &control.started_at] {
+                moment.fetch_min(now, SeqCst);
+            }
+            control.hold_until.fetch_min(now.saturating_add(HOLD), SeqCst);
+        }
     }
 
     /// Gives up the slots of databases that are gone, then takes one for each database that was not looked at yet.

@@ -263,6 +263,11 @@ pub fn open(now: Micros, crashed: bool) {
     }
 }
 
+/// The clock was set back to this moment: the server was opened no later.
+pub fn clock_went_back(now: Micros) {
+    global().opened_at.fetch_min(now, SeqCst);
+}
+
 /// Until this moment old tasks are not handed out: workers that have lived through a restart re-assert theirs.
 pub fn settled_at() -> Micros {
     global().opened_at.load(SeqCst) + guc::micros(&guc::SETTLE_TIME)

@@ -9,7 +9,7 @@ use crate::commit;
 use crate::shmem;
 
 /// How long a database stays without a scheduler so that it can be dropped, renamed, moved or copied.
-const HOLD: i64 = 10_000_000;
+pub const HOLD: i64 = 10_000_000;
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
 

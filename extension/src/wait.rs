@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::time::Instant;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
-use crate::background;
 use crate::call::Call;
 use crate::call::sql_function;
 use crate::error::Error;
@@ -27,7 +28,7 @@ use crate::waiters::MAX_WAITERS;
 const MAX_TIMEOUT: Micros = 86_400_000_000;
 
 /// Everybody who waits looks again after this time: a row may go without a word, as with TRUNCATE.
-const LOOK_AGAIN: Micros = 30_000_000;
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// A look at the last pages of a partition.
 macro_rules! recent {
@@ -100,13 +101,14 @@ fn wait(call: &mut Call) -> Result<Option<Datum>, Error> {
             "in a REPEATABLE READ or SERIALIZABLE transaction, which would not see it",
         ));
     }
-    let deadline = background::now().saturating_add(timeout);
+    // By a clock that nobody sets.
+    let (began, timeout) = (Instant::now(), Duration::from_micros(timeout as u64));
     let slot = shmem::my_slot().ok_or(Error::NoScheduler)?;
     let _place = PlaceGuard::enter(slot, &id)?;
     loop {
-        let left = deadline.saturating_sub(background::now());
+        let left = timeout.saturating_sub(began.elapsed());
         let found = spi::connected(|spi| look(slot, spi, &id))?;
-        if let Some(found) = found.or_else(|| (left <= 0).then(|| Found::plain("timed out"))) {
+        if let Some(found) = found.or_else(|| left.is_zero().then(|| Found::plain("timed out"))) {
             return Ok(Some(call.record(&[spi::text(found.outcome), found.result, found.error])));
         }
         // SAFETY: the process' own latch; interrupts are served outside any lock, and an error lets the guard give the place back.
@@ -114,7 +116,7 @@ fn wait(call: &mut Call) -> Result<Option<Datum>, Error> {
             pg_sys::WaitLatch(
                 pg_sys::MyLatch,
                 (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-                left.min(LOOK_AGAIN).div_euclid(1_000) + 1,
+                left.min(LOOK_AGAIN).as_millis() as i64 + 1,
                 pg_sys::PG_WAIT_EXTENSION,
             );
             pg_sys::ResetLatch(pg_sys::MyLatch);

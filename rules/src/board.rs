@@ -7,6 +7,7 @@
 //! The memory is plain slices of fixed size. Lists are indices into `entries`, so that the board works at any address.
 
 mod claim;
+mod clock;
 mod gate;
 mod group;
 mod key;

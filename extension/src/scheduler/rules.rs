@@ -223,6 +223,11 @@ impl Rules {
         }
     }
 
+    /// What is to be tried again is tried at once.
+    pub fn look_again(&mut self) {
+        self.again_at = self.again_at.map(|_| Micros::MIN);
+    }
+
     /// When the settings are read again, although nothing has changed.
     pub fn again_at(&self) -> Option<Micros> {
         self.again_at

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::ops::Bound;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
 
 use pg_task_rules::Micros;
 use pg_task_rules::TaskId;
@@ -82,6 +83,9 @@ const LOCKED_RETRY: Micros = 200_000;
 /// Tasks that are moved on the board under one hold of its lock.
 const BOARD_CHUNK: usize = 1_000;
 
+/// A clock that goes back by less is put right in passing; one that goes back by more was set.
+const CLOCK_STEP: Micros = 1_000_000;
+
 /// After hints were lost the whole table may have to be read again: not more often than this.
 const RESCAN_GAP: Micros = 100_000;
 
@@ -133,6 +137,8 @@ pub struct Ticker {
     /// Time spent in reads since the last rescan: what a rescan costs, or less.
     read_cost: Micros,
     last_tick: Micros,
+    /// The same moment by a clock that nobody sets.
+    ticked: Instant,
     woke_someone: bool,
     backlog: bool,
 }
@@ -161,6 +167,7 @@ impl Ticker {
             last_rescan: 0,
             read_cost: 0,
             last_tick: 0,
+            ticked: Instant::now(),
             woke_someone: false,
             backlog: false,
         }
@@ -185,13 +192,37 @@ impl Ticker {
         self.sweep = Sweep::default();
     }
 
+    /// The clock was set back to this moment. What is kept for a later one would wait for the old time.
+    fn clock_went_back(&mut self, now: Micros) {
+        shmem::clock_went_back(now);
+        self.slot.with_board(|board| {
+            board.clock_went_back(now);
+            board.set_settling(shmem::settled_at(), shmem::trust_locks_until());
+        });
+        if self.last_tick.saturating_sub(now) < CLOCK_STEP {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.later).into_iter().map(|(_, look)| (Micros::MIN, look));
+        self.later = waiting.collect();
+        (self.places_at, self.last_rescan) = (0, 0);
+        self.keys = Keys::new(now);
+        self.rules.look_again();
+        self.forget();
+        self.rescan_at = now + RESCAN_EVERY;
+    }
+
     /// Does what there is to do and returns when there will be more.
     pub fn tick(&mut self) -> Result<Micros, String> {
         let now = background::now();
         if now < self.last_tick {
-            self.slot.with_board(|board| board.clock_went_back(now));
+            self.clock_went_back(now);
         }
-        self.last_tick = now;
+        let passed = self.ticked.elapsed().as_micros() as Micros;
+        let jump = now.saturating_sub(self.last_tick).saturating_sub(passed);
+        if self.last_tick > 0 && jump >= CLOCK_STEP {
+            self.slot.with_board(|board| board.clock_went_forward(jump, now));
+        }
+        (self.last_tick, self.ticked) = (now, Instant::now());
         self.woke_someone = false;
         if self.epoch.is_none() {
             self.rules.load(self.slot)?;
@@ -236,7 +267,9 @@ impl Ticker {
     /// Under load ticks keep a distance, unless a worker had nothing to do.
     pub fn keep_gap(&self) {
         let gap = guc::micros(&guc::WAKE_GAP);
-        if !self.woke_someone && gap > 0 && background::now() < self.last_tick + gap {
+        let now = background::now();
+        // Not when the clock was set back meanwhile.
+        if !self.woke_someone && gap > 0 && (self.last_tick..self.last_tick + gap).contains(&now) {
             background::pause_until(self.last_tick + gap);
         }
     }

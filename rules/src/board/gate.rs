@@ -425,7 +425,7 @@ impl Board<'_> {
     }
 
     /// The clock was set back to this moment: rates go on from there.
-    pub fn clock_went_back(&mut self, now: Micros) {
+    pub(super) fn settle_rates(&mut self, now: Micros) {
         self.gates.iter_mut().for_each(|gate| gate.bucket.settle(now));
         self.head.keys_full_at = 0;
     }

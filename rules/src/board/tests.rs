@@ -9,7 +9,7 @@ use super::*;
 use crate::token;
 use crate::up_to;
 
-fn small() -> OwnedBoard {
+pub(super) fn small() -> OwnedBoard {
     OwnedBoard::new(&Sizes { entries: 8, lanes: 4, workers: 3, queues: 3 })
 }
 
@@ -19,7 +19,7 @@ fn id(n: u8) -> TaskId {
     id
 }
 
-fn registration(n: u8) -> Registration<'static> {
+pub(super) fn registration(n: u8) -> Registration<'static> {
     Registration {
         id: [n; 16],
         name: Label::EMPTY,

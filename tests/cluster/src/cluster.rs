@@ -182,8 +182,17 @@ impl Cluster {
     /// # Errors
     /// When it does not: the end of its log is in the error.
     pub fn start(&self) -> anyhow::Result<()> {
+        self.start_with(&[])
+    }
+
+    /// The same with more environment variables.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_with(&self, variables: &[(&str, &str)]) -> anyhow::Result<()> {
         let log = self.log();
         let mut command = self.command("pg_ctl");
+        command.envs(variables.iter().copied());
         command.arg("-D").arg(self.data()).arg("-l").arg(&log).args(["-w", "-t", "60", "start"]);
         let output =
             command.stdout(Stdio::null()).stderr(Stdio::null()).status().context("failed to run pg_ctl")?;

@@ -5,6 +5,7 @@
 
 mod account;
 mod cargo;
+mod clock;
 mod cluster;
 mod install;
 mod standby;
@@ -12,6 +13,7 @@ mod tree;
 
 pub use account::Account;
 pub use cargo::cargo;
+pub use clock::Clock;
 pub use cluster::Cluster;
 pub use cluster::Stop;
 pub use install::DEFAULT_MAJOR;

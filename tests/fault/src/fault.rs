@@ -2,6 +2,7 @@
 
 mod backends;
 mod calls;
+mod clock;
 mod databases;
 mod disk;
 mod replication;
@@ -113,6 +114,8 @@ faults! {
     AllPlaces: Small, "shared memory: max_workers", sessions::all_places;
     /// The table and its index go to another tablespace and back.
     MoveTable: Large, "table: SET TABLESPACE", table::move_away;
+    /// The clock of a server of its own is set forward and back, while schedules tick and a worker works.
+    ClockSteps: Large, "clock of a server: steps", clock::steps;
     /// Prepared transactions are committed after a restart.
     Prepared: Large, "sessions: prepared across a restart", sessions::prepared;
     /// The extension and its database are dropped and made again under a worker.
