@@ -13,7 +13,7 @@
 //! - a task whose deadline is over does not begin, and no attempt is counted;
 //! - tasks of one group run one at a time, in the order in which they were enqueued; of a key no more at once than its queue allows;
 //! - of a queue with a rate, and of each of its keys, no more is handed out in any stretch of time than the burst and the rate allow;
-//! - nothing of a queue is handed out while it is paused;
+//! - nothing of a queue is handed out while it is paused, and no parked task before the time for which it was resumed;
 //! - what a queue says for its tasks of retries holds from its commit on; a queue that keeps no history has none;
 //! - a copy of a task is a task of its own;
 //! - the key of unique tasks stands for one at a time, and who meets it while it is queued gets a run that begins later;
@@ -160,6 +160,8 @@ struct Story<'a> {
     marks: Vec<(u64, bool)>,
     /// When it was about to be resumed.
     resumings: Vec<Moment>,
+    /// When it was known to be resumed, and when it is due then, at the earliest.
+    due_later: Vec<(Moment, Moment)>,
 }
 
 /// What the ledger says of each task.
@@ -216,6 +218,7 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
     let hand_outs = hand_outs::in_order(&stories);
     rates::are_kept(&hand_outs, &mut out);
     pauses::hold(evidence, &hand_outs, &mut out);
+    pauses::resumed_later(&stories, &hand_outs, &mut out);
     defaults::hold(&stories, evidence, &mut out);
     ticks::each_tick_has_its_task_once(evidence, &mut out);
     for key in evidence.history.keys().filter(|key| !stories.contains_key(key)) {
@@ -254,6 +257,10 @@ impl<'a> Story<'a> {
             Entry::Parked(tried, error) => self.parked.push((*tried, error, line.at)),
             Entry::Refused(id) => self.refused = Some(*id),
             Entry::Changing => (self.changed, self.moved) = (true, true),
+            Entry::Resumed(millis) => {
+                let asked = self.resumings.last().copied().unwrap_or(line.at);
+                self.due_later.push((line.at, asked + millis / 10));
+            }
             Entry::Resuming => {
                 self.changed = true;
                 self.resumings.push(line.at);

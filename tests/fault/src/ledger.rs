@@ -54,6 +54,8 @@ pub enum Entry {
     Refused(Uuid),
     /// A schedule was paused.
     Rested(Rest),
+    /// It was parked and is to be due so many milliseconds after the moment at which that was asked for: the commit is known.
+    Resumed(u64),
     /// A user is about to clear its error.
     Resuming,
     /// The transaction that enqueued it was rolled back.
@@ -214,6 +216,7 @@ impl std::fmt::Display for Line {
             Entry::Rested(Rest { schedule, dealt, since, until, over }) => {
                 write!(f, "rested {schedule} dealt {dealt} since {since} until {until} over {over}")
             }
+            Entry::Resumed(millis) => write!(f, "resumed {millis}"),
             Entry::Resuming => f.write_str("resuming"),
             Entry::RolledBack => f.write_str("rolled-back"),
             Entry::Ruled(limit) => write!(f, "ruled {limit}"),
@@ -274,6 +277,7 @@ impl Line {
                     over: over.parse()?,
                 })
             }
+            ("resumed", [millis]) => Entry::Resumed(millis.parse()?),
             ("resuming", []) => Entry::Resuming,
             ("rolled-back", []) => Entry::RolledBack,
             ("ruled", [limit]) => Entry::Ruled(limit.parse()?),
@@ -331,6 +335,7 @@ mod tests {
             Entry::Ruling,
             Entry::Intended(Plan::new(Kind::Heir, 1).tied(Bond::Forgotten)),
             Entry::Rested(Rest { schedule: "s".to_owned(), dealt: 1, since: 2, until: 3, over: 4 }),
+            Entry::Resumed(12),
             Entry::Resuming,
             Entry::RolledBack,
             Entry::Ticked(Tick { schedule: "s".to_owned(), at: 5, task: Uuid::from_u128(7), ends: true }),

@@ -194,11 +194,15 @@ async fn resume_later(
     let (id, key): (uuid::Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
     std::fs::write(scene.mended.join(key.to_string()), "")?;
     scene.ledger.note(key as u64, Entry::Resuming)?;
-    sqlx::query("SELECT pg_task.resume_at($1, now() + $2 * interval '1 ms')")
+    let millis = rng.u32(0..1_500);
+    let resumed: bool = sqlx::query_scalar("SELECT pg_task.resume_at($1, now() + $2 * interval '1 ms')")
         .bind(id)
-        .bind(f64::from(rng.u32(0..600)))
-        .execute(connection)
+        .bind(f64::from(millis))
+        .fetch_one(connection)
         .await?;
+    if resumed {
+        scene.ledger.note(key as u64, Entry::Resumed(u64::from(millis)))?;
+    }
     Ok(())
 }
 

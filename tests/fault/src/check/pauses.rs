@@ -1,10 +1,15 @@
-//! The part of the check that is about pauses of queues: nothing is handed out between the commit that pauses and the call that resumes.
+//! The part of the check that is about pauses of queues: nothing is handed out between the commit that pauses and the call that resumes; and
+//! about parked tasks that are resumed for a later time.
+
+use std::collections::BTreeMap;
 
 use super::Evidence;
+use super::Story;
 use super::Violation;
 use super::hand_outs::HandOut;
 use crate::ledger::Entry;
 use crate::ledger::Moment;
+use crate::plan::Kind;
 use crate::plan::Plan;
 
 /// A pause, while it held for certain.
@@ -43,6 +48,30 @@ pub(super) fn hold(evidence: &Evidence, hand_outs: &[HandOut], out: &mut Vec<Vio
                     hand_out.from, hand_out.to
                 );
                 out.push(Violation { key: hand_out.key, text });
+            }
+        }
+    }
+}
+
+/// What was parked and resumed for a later time is not handed out before. Nothing else changes when a doomed task is due, but a move.
+pub(super) fn resumed_later(
+    stories: &BTreeMap<u64, Story<'_>>,
+    hand_outs: &[HandOut],
+    out: &mut Vec<Violation>,
+) {
+    for (&key, story) in stories {
+        if story.moved || story.plan.is_none_or(|plan| plan.kind != Kind::Doomed) {
+            continue;
+        }
+        for &(resumed, due) in &story.due_later {
+            let early =
+                |hand_out: &&HandOut| hand_out.key == key && hand_out.from > resumed && hand_out.to + 1 < due;
+            if let Some(hand_out) = hand_outs.iter().find(early) {
+                let text = format!(
+                    "it was resumed for {due}, and handed out between {} and {}",
+                    hand_out.from, hand_out.to
+                );
+                out.push(Violation { key, text });
             }
         }
     }

@@ -44,12 +44,13 @@ impl Evidence {
         let metered = hand_outs.iter().filter(|hand_out| matches!(hand_out.bond, Bond::Metered(_))).count();
         format!(
             "{ticks} ticks and {left_out} left out, {} rests; {metered} metered hand-outs, at most {:.0} % of the queue's rate and {:.0} % of a key's; \
-             {} pauses; {} new tasks for a period and {} calls within it, {} calls refused; {} heirs parked of {}, {} settings; {} copies; \
+             {} pauses, {} resumed for later; {} new tasks for a period and {} calls within it, {} calls refused; {} heirs parked of {}, {} settings; {} copies; \
              {seen} times progress",
             count(|entry| matches!(entry, Entry::Rested(_))),
             100.0 * share(&queue),
             100.0 * key,
             pauses::all(self).len(),
+            count(|entry| matches!(entry, Entry::Resumed(_))),
             new.len(),
             again.len(),
             count(|entry| matches!(entry, Entry::Refused(_))),

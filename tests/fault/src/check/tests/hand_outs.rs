@@ -100,3 +100,24 @@ fn a_task_that_begins_in_a_pause_may_have_been_handed_out_before() {
     assert_eq!(complaints(&lines(990)), Vec::<String>::new());
     assert_found(&lines(1_010), "the queue * was paused");
 }
+
+#[test]
+fn a_task_that_is_handed_out_before_the_time_for_which_it_was_resumed_is_found() {
+    let lines = |other: u64, began: u64| {
+        told(&[
+            "1000 1 intended Doomed 0".to_owned(),
+            "1100 1 resuming".to_owned(),
+            "1105 1 resumed 1000".to_owned(),
+            // It tells when the hand-out was, at the earliest.
+            format!("{other} 2 intended Noop 0"),
+            format!("{other} 2 began step 0 token 9 attempt 1 via 0 worker 7"),
+            format!("{other} 2 ended step 0 token 9 done"),
+            format!("{began} 1 began step 0 token 10 attempt 1 via 0 worker 7"),
+            format!("{began} 1 ended step 0 token 10 done"),
+        ])
+    };
+    assert_eq!(complaints(&lines(1_110, 1_205)), Vec::<String>::new());
+    assert_found(&lines(1_110, 1_150), "it was resumed for 1200, and handed out between 1110 and 1150");
+    // Perhaps before it was parked.
+    assert_eq!(complaints(&lines(1_090, 1_150)), Vec::<String>::new());
+}
