@@ -23,6 +23,7 @@ use pg_task_rules::WorkerId;
 use pg_task_rules::board::Advance;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Claim;
+use pg_task_rules::board::Look;
 use pg_task_rules::inbox::Hint;
 use pg_task_rules::names::Kind;
 use pg_task_rules::names::Label;
@@ -69,8 +70,8 @@ impl Caller {
 /// How a claim ends.
 #[derive(Clone, Copy)]
 enum End {
-    /// The task is gone, parked or asleep.
-    Over,
+    /// The task is gone, parked or asleep. In its group, and of its key, others are the next.
+    Over([Option<Look>; 2]),
     /// It is ready again.
     Back,
     /// It waits for a worker that knows the step.
@@ -121,7 +122,7 @@ pub fn at_end(committed: bool) {
             }
         });
         if committed {
-            let over = unsettled.ends.iter().filter(|(_, _, end)| matches!(end, End::Over));
+            let over = unsettled.ends.iter().filter(|(_, _, end)| matches!(end, End::Over(_)));
             slot.control().waiters.wake(over.map(|(id, ..)| id));
         }
         if committed && !unsettled.hints.is_empty() {
@@ -145,8 +146,11 @@ pub fn at_end(committed: bool) {
 /// Ends a claim in memory; returns whether others may now take the task.
 fn settle(board: &mut Board<'_>, id: &TaskId, token: i64, end: End, now: Micros) -> bool {
     match end {
-        End::Over => {
-            board.end_claim(id, token);
+        End::Over(looks) => {
+            if !board.end_claim(id, token) {
+                // It was given back meanwhile, as one of a lost worker: the look that this asked for may have met the row as it was.
+                looks.into_iter().flatten().for_each(|look| board.ask_look(look));
+            }
             false
         }
         End::Back => board.give_back(id, token),

@@ -336,6 +336,11 @@ struct Writer<'a> {
     hints: Vec<Hint>,
 }
 
+/// The end of a task that is gone, parked or asleep. Where memory knows no claim, the triggers of the table tell what is the next.
+fn over(held: Option<Entry>) -> End {
+    End::Over(held.map_or([None; 2], |held| held.looks()))
+}
+
 impl Writer<'_> {
     fn accept(&mut self, index: usize, end: End) {
         self.written[index] = true;
@@ -385,7 +390,7 @@ impl Writer<'_> {
                         let row = table.current();
                         history.add(|column| row.datum(column), &Ended::Done(self.done(index)));
                     }
-                    self.accept(index, End::Over);
+                    self.accept(index, over(self.held[index]));
                 }
                 !deleted
             });
@@ -409,7 +414,7 @@ impl Writer<'_> {
         });
         let gone: FxHashSet<TaskId> = (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect();
         for &index in deletes.iter().filter(|&&index| gone.contains(&self.results[index].id)) {
-            self.accept(index, End::Over);
+            self.accept(index, over(self.held[index]));
         }
     }
 
@@ -486,7 +491,7 @@ impl Writer<'_> {
                         End::Advance(Advance { token: board.next_token(), fence, place })
                     }
                     Outcome::Next(_) | Outcome::Instead(_) if held[index].is_some() => End::Back,
-                    _ => End::Over,
+                    _ => over(held[index]),
                 };
                 ends.push((index, end));
             }

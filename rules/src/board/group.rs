@@ -7,6 +7,7 @@
 use super::Board;
 use super::Leaving;
 use super::claim::Claim;
+use super::layout::Entry;
 use super::layout::NIL;
 use crate::Micros;
 use crate::names::Group;
@@ -34,6 +35,14 @@ pub enum Turn {
     Waits,
     /// Workers may still say what they hold: not before this moment.
     NotBefore(Micros),
+}
+
+impl Entry {
+    /// Where others are the next when this claim has ended.
+    pub fn looks(&self) -> [Option<Look>; 2] {
+        let group = (self.group_next != APART).then_some(Look::Group(self.group));
+        [group, (self.key_slot != APART).then_some(Look::Key(self.key))]
+    }
 }
 
 impl Board<'_> {

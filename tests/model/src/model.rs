@@ -26,6 +26,8 @@ pub struct Handout {
     pub workers: usize,
     /// Steps of each task.
     pub steps: u8,
+    /// Whether the tasks are one group: they run one at a time, in their order.
+    pub grouped: bool,
     /// Faults in all, of any kind.
     pub faults: u8,
     /// Attempts after the first, as `pg_task.lost_limit`.
@@ -68,12 +70,22 @@ impl Model for Handout {
                 "one attempt of a task at a time, unless its worker or the server was lost",
                 |_, state: &State| state.live_attempts().all(|count| count <= 1),
             ),
+            Property::always(
+                "no task of a group is begun beside another one, unless that one's worker or the server was lost",
+                |_, state: &State| !state.has(Violation::OutOfTurn),
+            ),
+            Property::always(
+                "no task of a group is begun before an older one is gone",
+                |_, state: &State| !state.has(Violation::OutOfOrder),
+            ),
             Property::always("tokens only grow", |_, state: &State| !state.has(Violation::OldToken)),
             Property::always(
                 "what an attempt brings after it was given up is refused",
                 |_, state: &State| !state.has(Violation::StaleResult),
             ),
-            Property::always("no task is forgotten", |_, state: &State| state.forgotten().is_none()),
+            Property::always("no task is forgotten", |model: &Self, state: &State| {
+                if model.grouped { !state.is_group_forgotten() } else { state.forgotten().is_none() }
+            }),
             Property::always("every lost attempt is counted", |_, state: &State| {
                 !state.has(Violation::Uncounted)
             }),

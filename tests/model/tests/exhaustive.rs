@@ -12,7 +12,8 @@ use stateright::Expectation;
 use stateright::HasDiscoveries;
 use stateright::Model;
 
-const SMALL: Handout = Handout { tasks: 1, workers: 2, steps: 2, faults: 3, limit: 1, mutation: None };
+const SMALL: Handout =
+    Handout { tasks: 1, workers: 2, steps: 2, grouped: false, faults: 3, limit: 1, mutation: None };
 
 /// Tries every order of events, with few faults first, so that what is found has a short history.
 fn check(model: &Handout, what: &str) {
@@ -41,11 +42,23 @@ fn the_rules_hold_for_two_tasks_that_share_the_board() {
 }
 
 #[test]
+fn the_rules_hold_for_two_tasks_of_a_group() {
+    check(
+        &Handout { tasks: 2, steps: 1, faults: 1, grouped: true, ..SMALL },
+        "a group of two tasks, two workers",
+    );
+}
+
+#[test]
 fn every_rule_that_is_broken_is_noticed() {
     for mutation in Mutation::ALL {
         // The fewest faults that show it: the whole space of the next number is much larger.
         let noticed = (0..=4).find_map(|faults| {
             let model = Handout { mutation: Some(mutation), faults, ..SMALL };
+            let model = match mutation.is_of_groups() {
+                true => Handout { tasks: 2, steps: 1, grouped: true, ..model },
+                false => model,
+            };
             let checker =
                 model.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
             let properties = checker.model().properties();

@@ -29,6 +29,10 @@ pub enum Action {
     ReadTable,
     /// It puts a row that it has read on the board.
     Push(u8),
+    /// It looks for the oldest task of the group.
+    Look,
+    /// It puts that one on the board, unless another one of the group is claimed.
+    PushNext,
     /// A worker registers, with what it holds.
     Register(u8),
     /// An `exchange` call of a worker claims a task in memory.
@@ -111,6 +115,12 @@ pub(super) fn possible(model: &Handout, state: &State, actions: &mut Vec<Action>
         actions.push(Action::ReadTable);
     }
     actions.extend(state.scheduler.seen.first().map(|task| Action::Push(*task)));
+    if state.memory.look && state.scheduler.found.is_none() {
+        actions.push(Action::Look);
+    }
+    if state.scheduler.found.is_some() {
+        actions.push(Action::PushNext);
+    }
     actions.extend(state.scheduler.loss.map(Action::SettleLoss));
     if state.scheduler.to_write.is_some() {
         actions.push(Action::WriteBehind);

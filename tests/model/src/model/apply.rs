@@ -31,7 +31,7 @@ pub(super) fn apply(model: &Handout, state: &mut State, action: Action) {
                 old: false,
             });
             if matches!(action, Action::Enqueue(_)) {
-                state.memory.hints[index(task)] = true;
+                tell(model, state, task);
             } else if model.keeps(Mutation::HintDropped) {
                 state.memory.rescan = true;
             }
@@ -43,12 +43,26 @@ pub(super) fn apply(model: &Handout, state: &mut State, action: Action) {
         Action::ReadTable => {
             state.memory.rescan = false;
             let runnable = |row: &Option<Row>| row.is_some_and(|row| !row.parked);
-            state.scheduler.seen =
-                (0..model.tasks).filter(|task| runnable(&state.rows[*task])).map(|task| task as u8).collect();
+            let next = |task: &u8| !model.grouped || state.is_oldest(*task);
+            let tasks = (0..model.tasks).filter(|task| runnable(&state.rows[*task])).map(|task| task as u8);
+            let seen: Vec<u8> = tasks.filter(next).collect();
+            state.scheduler.seen = seen;
         }
         Action::Push(task) => {
             state.scheduler.seen.retain(|seen| *seen != task);
             push(model, state, task);
+        }
+        Action::Look => {
+            state.memory.look = false;
+            let oldest = state.rows.iter().position(Option::is_some);
+            let next = oldest.filter(|task| state.rows[*task].is_some_and(|row| !row.parked));
+            state.scheduler.found = next.map(|task| task as u8);
+        }
+        Action::PushNext => {
+            let has_turn = state.memory.claims.iter().flatten().any(|claim| claim.in_turn);
+            if let Some(task) = state.scheduler.found.take().filter(|_| !has_turn) {
+                push(model, state, task);
+            }
         }
         Action::Register(worker) => register(model, state, worker),
         Action::Claim(worker, task) => claim(state, worker, task),
@@ -112,14 +126,24 @@ pub(super) fn apply(model: &Handout, state: &mut State, action: Action) {
             // What was tried before was another row.
             let notes = &mut state.notes[index(task)];
             notes.forget_attempts();
-            state.memory.hints[index(task)] = true;
+            tell(model, state, task);
         }
         Action::Cancel(task) => {
             state.rows[index(task)] = None;
             void(state, task);
             state.memory.ready[index(task)] = 0;
+            state.memory.look |= model.grouped;
         }
         Action::Restart | Action::Crash => new_life(model, state, action == Action::Crash),
+    }
+}
+
+/// `commit::note_task`: one of a group comes by a look.
+fn tell(model: &Handout, state: &mut State, task: u8) {
+    if model.grouped {
+        state.memory.look = true;
+    } else {
+        state.memory.hints[usize::from(task)] = true;
     }
 }
 
@@ -142,7 +166,8 @@ fn claim(state: &mut State, worker: u8, task: u8) {
     }
     state.notes[at].last_token = token;
     state.memory.ready[at] -= 1;
-    state.memory.claims[at] = Some(Claim { worker, token, fence: None, counted: false, written: false });
+    state.memory.claims[at] =
+        Some(Claim { worker, token, fence: None, counted: false, written: false, in_turn: false });
     state.calls[usize::from(worker)] = Some(Call::Claiming { task, token });
 }
 
@@ -154,6 +179,11 @@ fn deliver(model: &Handout, state: &mut State, worker: u8, heard: bool) {
         end_claim(model, state, task, token);
         return;
     };
+    if model.grouped && !takes_turn(model, state, task, token) {
+        end_claim(model, state, task, token);
+        state.memory.look = true;
+        return;
+    }
     let crashed = row.old && model.keeps(Mutation::CrashNotCounted);
     let counted = row.locked_by.is_some() || crashed;
     if counted {
@@ -194,8 +224,26 @@ fn deliver(model: &Handout, state: &mut State, worker: u8, heard: bool) {
     if row.tried > model.limit + 2 {
         state.violations |= Violation::BeyondLimit as u16;
     }
+    if model.grouped && !state.is_oldest(task) {
+        state.note(Violation::OutOfOrder);
+    }
+    // One that comes back only after memory has settled anew is not waited for: it was lost with the server.
+    if model.grouped
+        && state.live_attempts().enumerate().any(|(other, count)| other != usize::from(task) && count > 0)
+    {
+        state.note(Violation::OutOfTurn);
+    }
     let attempt = Attempt { task, fence: row.fence, token, step: row.step, given_up: false, orphan: !mine };
     state.attempts[usize::from(worker)].push(attempt);
+}
+
+/// `claim::turn`.
+fn takes_turn(model: &Handout, state: &mut State, task: u8, token: u8) -> bool {
+    let claim = state.memory.claims[usize::from(task)].filter(|claim| claim.token == token);
+    let may_take = !state.has_turn_beside(task) || !model.keeps(Mutation::GroupIgnoresTurn);
+    let Some(claim) = claim.filter(|_| may_take) else { return false };
+    state.memory.claims[usize::from(task)] = Some(Claim { in_turn: true, ..claim });
+    state.is_oldest(task) || !model.keeps(Mutation::GroupIgnoresOrder)
 }
 
 /// The first part of `results::write`: what memory says.
@@ -216,6 +264,7 @@ fn commit(model: &Handout, state: &mut State, worker: u8) {
         return;
     };
     let at = usize::from(attempt.task);
+    let is_known = counted.is_some();
     // Of a claim that memory does not know the row tells.
     let counted = counted.unwrap_or_else(|| {
         state.rows[at].is_some_and(|row| row.locked_by.is_some() && row.counted)
@@ -251,7 +300,7 @@ fn commit(model: &Handout, state: &mut State, worker: u8) {
             notes.forget_attempts();
             if attempt.step + 1 == model.steps {
                 state.rows[at] = None;
-                End::Over
+                if is_known { End::Over } else { End::Gone }
             } else {
                 let step = row.step + 1;
                 state.rows[at] = Some(Row {
@@ -292,11 +341,20 @@ fn accepted(state: &mut State, attempt: &Attempt) {
 fn settle(model: &Handout, state: &mut State, worker: u8) {
     let Some(Call::Committed { attempt, end }) = state.calls[usize::from(worker)].take() else { return };
     match end {
-        End::Over => end_claim(model, state, attempt.task, attempt.token),
+        End::Over => {
+            let claim = state.memory.claims[usize::from(attempt.task)];
+            let was_ended = claim.is_none_or(|claim| claim.token != attempt.token);
+            end_claim(model, state, attempt.task, attempt.token);
+            state.memory.look |= was_ended && model.grouped && model.keeps(Mutation::GroupSettlesUnseen);
+        }
+        End::Gone => {
+            end_claim(model, state, attempt.task, attempt.token);
+            state.memory.look |= model.grouped;
+        }
         End::Back => give_back(model, state, attempt.task, attempt.token),
         End::Hint => {
             end_claim(model, state, attempt.task, attempt.token);
-            state.memory.hints[usize::from(attempt.task)] = true;
+            tell(model, state, attempt.task);
         }
     }
 }
@@ -388,6 +446,7 @@ fn register(model: &Handout, state: &mut State, worker: u8) {
                         && row.counted
                         && model.keeps(Mutation::AssertForgetsCount),
                     written: row.locked_by.is_some(),
+                    in_turn: model.grouped,
                 });
             }
         }
@@ -430,7 +489,8 @@ fn take_count_back(model: &Handout, state: &mut State, task: u8) {
 fn end_claim(model: &Handout, state: &mut State, task: u8, token: u8) {
     let claim = &mut state.memory.claims[usize::from(task)];
     if claim.is_some_and(|claim| claim.token == token || !model.keeps(Mutation::EndIgnoresToken)) {
-        *claim = None;
+        let in_turn = claim.take().is_some_and(|claim| claim.in_turn);
+        state.memory.look |= in_turn && model.keeps(Mutation::GroupEndsUnseen);
     }
 }
 
@@ -440,7 +500,8 @@ fn give_back(model: &Handout, state: &mut State, task: u8, token: u8) {
     if state.memory.claims[at]
         .is_some_and(|claim| claim.token == token || !model.keeps(Mutation::EndIgnoresToken))
     {
-        state.memory.claims[at] = None;
+        let in_turn = state.memory.claims[at].take().is_some_and(|claim| claim.in_turn);
+        state.memory.look |= in_turn && model.keeps(Mutation::GroupEndsUnseen);
         state.memory.ready[at] += 1;
     }
 }

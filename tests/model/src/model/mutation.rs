@@ -19,6 +19,14 @@ pub enum Mutation {
     FinishIgnoresFence,
     /// An attempt that was counted when it was made and is given back is not counted any more (`beat::unwrite`).
     GiveBackUncounts,
+    /// The end of a claim of a group asks for no look (`Board::end_turn`).
+    GroupEndsUnseen,
+    /// A task of a group is handed out though an older one is in the table (`claim::turn`).
+    GroupIgnoresOrder,
+    /// A task of a group is handed out beside another one that is claimed (`Board::take_turn`).
+    GroupIgnoresTurn,
+    /// A result that commits when its claim was given back meanwhile asks for no look (`handout::settle`).
+    GroupSettlesUnseen,
     /// A hint that the inbox has no room for is dropped (`Inbox::push`).
     HintDropped,
     /// The limit of attempts is not looked at (`beat::write_loss`, `claim_in_writing`).
@@ -45,7 +53,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every rule.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::AbortKeepsClaim,
         Self::AssertForgetsCount,
         Self::AssertIgnoresFence,
@@ -54,6 +62,10 @@ impl Mutation {
         Self::EndIgnoresToken,
         Self::FinishIgnoresFence,
         Self::GiveBackUncounts,
+        Self::GroupEndsUnseen,
+        Self::GroupIgnoresOrder,
+        Self::GroupIgnoresTurn,
+        Self::GroupSettlesUnseen,
         Self::HintDropped,
         Self::LimitIgnored,
         Self::LossCountsTwice,
@@ -66,4 +78,15 @@ impl Mutation {
         Self::TokensRestart,
         Self::WriteBehindIgnoresFence,
     ];
+
+    /// Whether it is a rule of groups.
+    pub fn is_of_groups(self) -> bool {
+        matches!(
+            self,
+            Self::GroupEndsUnseen
+                | Self::GroupIgnoresOrder
+                | Self::GroupIgnoresTurn
+                | Self::GroupSettlesUnseen
+        )
+    }
 }

@@ -35,6 +35,8 @@ pub struct Claim {
     pub counted: bool,
     /// The row names the worker, or is about to.
     pub written: bool,
+    /// It has the turn of its group.
+    pub in_turn: bool,
 }
 
 /// Where a worker stands in memory.
@@ -59,6 +61,8 @@ pub struct Memory {
     pub hints: Vec<bool>,
     /// The table is to be read.
     pub rescan: bool,
+    /// The scheduler is to look for the next task of the group.
+    pub look: bool,
     /// The workers.
     pub standing: Vec<Standing>,
 }
@@ -113,6 +117,8 @@ pub enum Call {
 pub enum End {
     /// The task is gone or parked.
     Over,
+    /// The task is gone, and memory knew no claim that could end: its row's trigger tells (`task_gone`).
+    Gone,
     /// Ready again, to be read anew.
     Back,
     /// Due again, told by a hint.
@@ -124,6 +130,8 @@ pub enum End {
 pub struct Scheduler {
     /// Rows that a read of the table saw and that are not pushed yet.
     pub seen: Vec<u8>,
+    /// The task of the group that a look has found and that is not pushed yet.
+    pub found: Option<u8>,
     /// A claim that was marked as written down and is not written yet: task, fence, worker, token.
     pub to_write: Option<(u8, u8, u8, u8)>,
     /// A worker whose loss is written and not settled in memory yet.
@@ -143,6 +151,8 @@ pub enum Violation {
     StaleResult = 32,
     Uncounted = 64,
     WrongLock = 128,
+    OutOfOrder = 256,
+    OutOfTurn = 512,
 }
 
 /// Notes about a task that no part of the real system keeps.
@@ -275,6 +285,43 @@ impl State {
         })
     }
 
+    /// Whether nothing would ever run the next task of the group. What is known of any of its tasks leads to a look, as long as its row is there:
+    /// it is refused, or its claim ends.
+    pub fn is_group_forgotten(&self) -> bool {
+        let is_runnable = |task: usize| self.rows[task].is_some_and(|row| !row.parked);
+        let oldest = (0..self.rows.len()).find(|task| self.rows[*task].is_some());
+        let leads_on = |task: usize| {
+            let (number, claim) = (task as u8, self.memory.claims[task]);
+            let is_known = self.memory.ready[task] > 0
+                || self.memory.hints[task]
+                || self.scheduler.seen.contains(&number)
+                || claim.is_some_and(|claim| self.will_end(number, &claim));
+            let has_turn = claim.is_some_and(|claim| claim.in_turn && self.will_end(number, &claim));
+            let is_settled = |call: &Call| match call {
+                Call::Claiming { .. } => true,
+                Call::Checked { attempt, .. } => attempt.task != number || self.is_held_by_memory(attempt),
+                Call::Committed { attempt, .. } => attempt.task != number,
+            };
+            has_turn || (is_runnable(task) && is_known) || !self.calls.iter().flatten().all(is_settled)
+        };
+        oldest.is_some_and(is_runnable)
+            && !self.memory.rescan
+            && !self.memory.look
+            && self.scheduler.found.is_none()
+            && !(0..self.rows.len()).any(leads_on)
+    }
+
+    /// Whether another task of the group is claimed that has the turn.
+    pub(super) fn has_turn_beside(&self, task: u8) -> bool {
+        let others = self.memory.claims.iter().enumerate().filter(|(other, _)| *other != usize::from(task));
+        others.filter_map(|(_, claim)| *claim).any(|claim| claim.in_turn)
+    }
+
+    /// Whether no older task is in the table.
+    pub(super) fn is_oldest(&self, task: u8) -> bool {
+        self.rows[..usize::from(task)].iter().all(Option::is_none)
+    }
+
     fn is_held_by_memory(&self, attempt: &Attempt) -> bool {
         self.memory.claims[usize::from(attempt.task)].is_some_and(|claim| claim.token == attempt.token)
     }
@@ -308,6 +355,7 @@ impl Memory {
             claims: vec![None; model.tasks],
             hints: vec![false; model.tasks],
             rescan: false,
+            look: false,
             standing: vec![Standing::Absent; model.workers],
         }
     }
