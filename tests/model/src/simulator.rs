@@ -1,8 +1,8 @@
 //! The real rules (board, due book, inbox) under a virtual clock, with many workers and millions of events.
 //!
 //! The shell around them does what the extension's does, in the same order: a commit leaves a hint, the scheduler ticks, an exchange claims and
-//! reads rows, a result is checked, written and settled. Workers do nothing unless they are woken or have something to bring, so that a wake-up
-//! that is lost shows as a task that is never run.
+//! reads rows, a result is checked, written and settled. Some tasks have a group or a key, and keys have limits and rates now and then. Workers do
+//! nothing unless they are woken or have something to bring, so that a wake-up that is lost shows as a task that is never run.
 //!
 //! A history is a list of events that a seed decides. When one fails, [`shrink`] takes out what is not needed for the failure.
 

@@ -52,9 +52,18 @@ fn what_is_broken_on_purpose_is_noticed_and_shortened_to_a_few_events() {
     // Short histories too: in a long one something else may wake what was forgotten.
     let seeds = || (0..3_000).map(|seed| (seed, if seed % 2 == 0 { 120 } else { 2_000 }));
     assert_eq!(seeds().take(300).find_map(|(seed, len)| run(seed, len, 2, None).err()), None);
-    for broken in
-        [Break::DropHints, Break::KeepLost, Break::IgnoreFence, Break::SkipWakes, Break::ForgetRules]
-    {
+    let all = [
+        Break::DropHints,
+        Break::KeepLost,
+        Break::IgnoreFence,
+        Break::SkipWakes,
+        Break::ForgetRules,
+        Break::ForgetLooks,
+        Break::IgnoreTurns,
+        Break::IgnoreOrder,
+        Break::IgnoreKeys,
+    ];
+    for broken in all {
         let history = seeds().find_map(|(seed, len)| run(seed, len, 2, Some(broken)).err());
         let history = history.unwrap_or_else(|| panic!("{broken:?} goes unnoticed"));
         let lines = history.matches("Event {").count();

@@ -1,5 +1,7 @@
 //! The world of the simulator: a table, the scheduler's book, the board, workers.
 
+mod bonds;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -31,6 +33,8 @@ use pg_task_rules::names::Label;
 use pg_task_rules::names::QueueName;
 use pg_task_rules::place::Place;
 
+use self::bonds::Bond;
+use self::bonds::Bonds;
 use super::Dice;
 use super::Event;
 use super::What;
@@ -54,6 +58,14 @@ pub enum Break {
     SkipWakes,
     /// After a restart tasks are handed out before the settings of queues are read.
     ForgetRules,
+    /// Some of the groups and keys in which a claim has ended are not looked at.
+    ForgetLooks,
+    /// Whether it is the turn of a task of a group is not asked of memory.
+    IgnoreTurns,
+    /// Whether an older task of its group is there is not asked of the table.
+    IgnoreOrder,
+    /// Limits and rates of keys are not asked.
+    IgnoreKeys,
 }
 
 struct Row {
@@ -61,6 +73,7 @@ struct Row {
     due: Micros,
     fence: i64,
     steps: u32,
+    bond: Bond,
 }
 
 #[derive(Default)]
@@ -90,6 +103,7 @@ pub struct World {
     /// What is set for queues, and which task is in which.
     rules: BTreeMap<QueueName, QueueRule>,
     queue_of: HashMap<TaskId, QueueName>,
+    bonds: Bonds,
     /// Transitions that have happened, in all.
     pub transitions: u64,
     /// Results that were refused.
@@ -141,6 +155,7 @@ impl World {
             last_worker: HashMap::new(),
             rules: BTreeMap::new(),
             queue_of: HashMap::new(),
+            bonds: Bonds::default(),
             transitions: 0,
             refused: 0,
             lost: 0,
@@ -176,12 +191,14 @@ impl World {
                 for id in (0..count).filter_map(|_| self.some_task(&mut dice)).collect::<Vec<_>>() {
                     let later = dice.below(3_000_000) as Micros;
                     self.rewrite(id, self.now + later);
+                    self.ask_looks(&id);
                 }
             }
             What::Cancel => {
                 if let Some(id) = self.some_task(&mut dice) {
                     self.remove(&id);
                     self.memory.board().cancel(&id);
+                    self.ask_looks(&id);
                 }
             }
             What::Wait => self.now += dice.below(400_000) as Micros,
@@ -259,11 +276,13 @@ impl World {
             let lane =
                 LaneKey { priority: dice.below(3) as i16 - 1, queue: QueueName::new(queue).expect("a name") };
             let due = self.now - 500_000 + dice.below(3_000_000) as Micros;
-            self.rows.insert(id, Row { lane, due, fence: 0, steps: 1 + dice.below(4) as u32 });
-            self.index.insert((lane, RowKey { due, id }));
+            let bond = Bond::some(queue, dice);
+            self.rows.insert(id, Row { lane, due, fence: 0, steps: 1 + dice.below(4) as u32, bond });
             self.ids.push(id);
             self.queue_of.insert(id, lane.queue);
-            self.hint(lane, due, id);
+            self.bonds.add(id, bond);
+            self.list(lane, due, id, bond);
+            self.note_task(lane, due, id, bond);
         }
     }
 
@@ -294,6 +313,7 @@ impl World {
             self.book.rescan(from);
             self.find_lanes = true;
         }
+        self.look();
         if std::mem::take(&mut self.find_lanes) {
             let lanes: BTreeSet<LaneKey> = self.index.iter().map(|(lane, _)| *lane).collect();
             self.book.found_lanes(&lanes.into_iter().collect::<Vec<_>>());
@@ -307,7 +327,10 @@ impl World {
                 .take(read.limit)
                 .map(|(_, key)| (*key, Place::UNKNOWN))
                 .collect();
-            self.book.read_done(&read, &rows);
+            let (count, last) = (rows.len(), rows.last().map(|(last, _)| *last));
+            let kept = self.kept(rows);
+            self.book.read_some(&read, count, last, &kept);
+            self.look();
             self.offer();
             if self.memory.board().room() == 0 {
                 break;
@@ -326,9 +349,11 @@ impl World {
 
     fn offer(&mut self) {
         let mut board = self.memory.board();
-        self.book.offer_due(self.now, |lane, key, place| {
+        let now = self.now;
+        self.book.offer_due(now, |lane, key, place| {
+            let (due, place) = if place == Place::IN_TURN { (now, Place::UNKNOWN) } else { (key.due, place) };
             let pushed = board.intern(&lane.queue).map_or(Pushed::Full, |queue: QueueId| {
-                board.push_ready(key.id, key.due, queue, lane.priority, place)
+                board.push_ready(key.id, due, queue, lane.priority, place)
             });
             if pushed == Pushed::Full { Offered::NoRoom } else { Offered::Taken }
         });
@@ -405,6 +430,7 @@ impl World {
         self.book = DueBook::new(2_000, 256);
         self.find_lanes = true;
         self.book.rescan(Micros::MIN);
+        self.bonds.forget();
         if self.broken != Some(Break::ForgetRules) {
             for (name, rule) in &self.rules {
                 self.memory.board.board().set_rule(name, Some(rule), self.now);
@@ -421,7 +447,10 @@ impl World {
         let name = QueueName::new(QUEUES.get(choice).copied().unwrap_or(ALL_QUEUES)).expect("a name");
         // Many workers get more, or little of what they are there for would happen.
         let more = self.workers.len() as u32 / 20;
-        let rule = match dice.below(5) {
+        let rate =
+            Rate { count: 1 + dice.below(30) as u32, period: 1_000_000, burst: 1 + dice.below(5) as u32 };
+        let by_key = choice < QUEUES.len();
+        let rule = match dice.below(8) {
             0 => None,
             1 => Some(QueueRule { paused: true, ..QueueRule::default() }),
             2 => {
@@ -432,11 +461,17 @@ impl World {
                 };
                 Some(QueueRule { rate: Some(rate), ..QueueRule::default() })
             }
+            3 | 4 if by_key => {
+                let key_concurrency = Some(1 + more + dice.below(2) as u32);
+                Some(QueueRule { key_concurrency, ..QueueRule::default() })
+            }
+            5 | 6 if by_key => Some(QueueRule { key_rate: Some(rate), ..QueueRule::default() }),
             _ => {
                 Some(QueueRule { concurrency: Some(1 + more + dice.below(4) as u32), ..QueueRule::default() })
             }
         };
         self.memory.board().set_rule(&name, rule.as_ref(), self.now);
+        self.bonds.rules_changed();
         match rule {
             Some(rule) => _ = self.rules.insert(name, rule),
             None => _ = self.rules.remove(&name),
@@ -521,13 +556,22 @@ impl World {
             return Err(format!("token {} after {last}", claim.token));
         }
         let Some(row) = self.rows.get(&claim.id) else {
+            self.memory.board().withdraw(claim);
             self.memory.board().end_claim(&claim.id, claim.token);
             return Ok(false);
         };
-        let (lane, due, fence) = (row.lane, row.due, row.fence);
+        let (lane, due, fence, bond) = (row.lane, row.due, row.fence, row.bond);
         if due > self.now {
-            self.memory.board().end_claim(&claim.id, claim.token);
+            self.memory.board().withdraw(claim);
+            self.memory.board().postpone(claim);
             self.hint(lane, due, claim.id);
+            return Ok(false);
+        }
+        if let Some(look) = self.refusal(claim, bond) {
+            let mut board = self.memory.board();
+            board.withdraw(claim);
+            board.end_claim(&claim.id, claim.token);
+            board.ask_look(look);
             return Ok(false);
         }
         if let Some(other) = self.last_worker.insert(claim.id, worker) {
@@ -540,6 +584,7 @@ impl World {
         self.memory.board().note_row(claim, &row);
         self.workers[worker].running.push((claim.id, fence, claim.token));
         self.check_rules(&lane.queue)?;
+        self.check_bonds(claim.id, worker)?;
         Ok(true)
     }
 
@@ -569,6 +614,10 @@ impl World {
         row.steps -= 1;
         if row.steps == 0 {
             self.remove(&id);
+            if held.is_none() {
+                // No claim can end: its row's trigger tells.
+                self.ask_looks(&id);
+            }
             self.memory.board().end_claim(&id, token);
             return Ok(());
         }
@@ -581,17 +630,18 @@ impl World {
     /// The row's due time and fence change, and the scheduler is told.
     fn rewrite(&mut self, id: TaskId, due: Micros) {
         let Some(row) = self.rows.get_mut(&id) else { return };
-        self.index.remove(&(row.lane, RowKey { due: row.due, id }));
-        row.due = due;
+        let (lane, bond) = (row.lane, row.bond);
+        let was = std::mem::replace(&mut row.due, due);
         row.fence += 1;
-        let lane = row.lane;
-        self.index.insert((lane, RowKey { due, id }));
-        self.hint(lane, due, id);
+        self.unlist(lane, was, id, bond);
+        self.list(lane, due, id, bond);
+        self.note_task(lane, due, id, bond);
     }
 
     fn remove(&mut self, id: &TaskId) {
         if let Some(row) = self.rows.remove(id) {
-            self.index.remove(&(row.lane, RowKey { due: row.due, id: *id }));
+            self.unlist(row.lane, row.due, *id, row.bond);
+            self.bonds.remove(id, row.bond);
         }
     }
 }
