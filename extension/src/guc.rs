@@ -149,7 +149,7 @@ pub fn define() {
     sighup_ms(
         c"pg_task.wake_gap",
         c"The least time between two ticks of the scheduler under load, in milliseconds.",
-        c"The first wake-up after a quiet moment is served at once. Takes effect on reload.",
+        c"The first wake-up after a quiet moment is served at once. A worker that was given tasks is not woken within this time either: it comes back by itself. Takes effect on reload.",
         &WAKE_GAP,
         0,
         1_000,

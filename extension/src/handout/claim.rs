@@ -34,6 +34,7 @@ use super::written;
 use crate::background;
 use crate::defaults;
 use crate::defaults::Defaults;
+use crate::guc;
 use crate::jsonb;
 use crate::options;
 use crate::shmem;
@@ -202,7 +203,10 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
     }
     // What is full is not idle: the worker is told that there is more.
     let left = if claimed.more { 0 } else { want - claimed.count };
-    slot.with_board(|board| board.note_wanted(caller.place, left));
+    // It comes back with the results of what it is given now. To wake it meanwhile would cost more than the call that it makes anyway.
+    let gap = guc::micros(&guc::WAKE_GAP);
+    let returns_at = if claimed.count > 0 { background::now() + gap } else { 0 };
+    slot.with_board(|board| board.note_wanted(caller.place, left, returns_at));
     claimed
 }
 

@@ -666,7 +666,7 @@ impl Ticker {
         let now = background::now();
         let grace = guc::micros(&guc::WORKER_GRACE);
         let write_after = guc::micros(&guc::WRITE_BEHIND_AFTER);
-        let (loss, unwritten, opening, look) = self.slot.with_board(|board| {
+        let (loss, unwritten, opening, look, returning) = self.slot.with_board(|board| {
             let mut unwritten = if board.head.claimed > 0 { board.oldest_unwritten() } else { None };
             if board.head.workers > 0 && board.may_hand_out(now) {
                 // About to be claimed, of which the scheduler hears nothing: it comes back to write down what still runs then.
@@ -675,7 +675,8 @@ impl Ticker {
             let workers = board.head.workers > 0;
             let opening = if workers { board.next_opening(now) } else { None };
             let look = board.wants_look().then_some(now);
-            (if workers { board.next_loss(grace) } else { None }, unwritten, opening, look)
+            let loss = if workers { board.next_loss(grace) } else { None };
+            (loss, unwritten, opening, look, board.next_return(now))
         });
         [
             self.book.next_due(now),
@@ -683,6 +684,7 @@ impl Ticker {
             loss,
             opening,
             look,
+            returning,
             self.later.first().map(|(at, _)| *at),
             (!self.placeless.is_empty()).then_some(self.places_at),
             self.rules.again_at(),

@@ -178,7 +178,7 @@ fn apply(board: &mut Board<'_>, call: &Call) {
             let mut cancels = Vec::new();
             board.take_cancels(place, &mut cancels);
             board.note_unknown(place, kind(name));
-            board.note_wanted(place, small);
+            board.note_wanted(place, small, two);
             board.heard(place, one);
         }
         (15, Some(place)) => {

@@ -174,11 +174,13 @@ impl Board<'_> {
         Taken { claim, queue, priority, place }
     }
 
-    /// How many more tasks the worker would take, after those that it was given: ids without a row to run do not count.
-    pub fn note_wanted(&mut self, worker: usize, wanted: u32) {
+    /// How many more tasks the worker would take, after those that it was given: ids without a row to run do not count. And until when it is
+    /// expected to call by itself.
+    pub fn note_wanted(&mut self, worker: usize, wanted: u32, returns_at: Micros) {
         let slot = &mut self.workers[worker];
         if slot.is_there() {
             slot.wanted = wanted;
+            slot.returns_at = returns_at;
         }
     }
 

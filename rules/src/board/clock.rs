@@ -9,7 +9,13 @@ impl Board<'_> {
     pub fn clock_went_back(&mut self, now: Micros) {
         self.settle_rates(now);
         for worker in self.workers.iter_mut() {
-            for moment in [&mut worker.registered_at, &mut worker.heartbeat_at, &mut worker.gone_at] {
+            let moments = [
+                &mut worker.registered_at,
+                &mut worker.heartbeat_at,
+                &mut worker.gone_at,
+                &mut worker.returns_at,
+            ];
+            for moment in moments {
                 *moment = now.min(*moment);
             }
         }

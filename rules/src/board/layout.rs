@@ -332,6 +332,8 @@ pub struct WorkerSlot {
     pub pid: i32,
     /// Tasks that it would take and has not got. Above 0 it is idle: it waits for a wake-up.
     pub wanted: u32,
+    /// Until then it is expected to call by itself, with the results of what it was just given: it is not woken before.
+    pub(super) returns_at: Micros,
     /// Tasks that it holds.
     pub claimed: u32,
     pub(super) first: u32,
@@ -371,6 +373,7 @@ impl WorkerSlot {
         registered_at: 0,
         heartbeat_at: 0,
         gone_at: 0,
+        returns_at: 0,
         lease: 0,
         generation: 0,
         role: 0,

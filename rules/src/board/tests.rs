@@ -256,6 +256,30 @@ fn only_as_many_idle_workers_are_woken_as_there_are_tasks_and_each_once() {
 }
 
 #[test]
+fn a_worker_that_was_just_given_tasks_is_woken_only_if_it_does_not_come_back_by_itself() {
+    let mut memory = small();
+    let mut board = memory.board();
+    let worker = board.register(&registration(1), 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
+    assert_eq!(claim_all(&mut board, worker, 2, 10).len(), 1);
+    board.note_wanted(worker, 1, 20);
+    assert_eq!(board.next_return(10), None, "nothing is ready");
+    board.push_ready(id(2), 1, Q, 0, Place::UNKNOWN);
+    let mut woken = Vec::new();
+    board.take_idle(10, &mut woken);
+    assert!(woken.is_empty());
+    assert_eq!(board.next_return(10), Some(20));
+    // Another one that waits is woken at once.
+    let other = board.register(&registration(2), 10).expect("free");
+    board.note_wanted(other, 1, 0);
+    board.take_idle(10, &mut woken);
+    assert_eq!(woken, [[2; 16]]);
+    woken.clear();
+    board.take_idle(20, &mut woken);
+    assert_eq!((woken.as_slice(), board.next_return(20)), (&[[1; 16]][..], None));
+}
+
+#[test]
 fn a_worker_is_lost_after_the_grace_or_the_lease_and_not_before() {
     let mut memory = small();
     let mut board = memory.board();

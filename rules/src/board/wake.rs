@@ -9,7 +9,8 @@ use crate::names::Kind;
 impl Board<'_> {
     /// Chooses idle workers for the ready tasks and counts them as woken: each is named once until it asks for tasks again.
     ///
-    /// Workers take turns, so that a slow machine is not always the first to be asked.
+    /// Workers take turns, so that a slow machine is not always the first to be asked. One that was given tasks a moment ago is left alone until
+    /// [`Board::next_return`]: most steps have ended by then, and their results bring it here.
     pub fn take_idle(&mut self, now: Micros, out: &mut Vec<WorkerId>) {
         let places = self.workers.len();
         if places == 0 || self.head.ready == 0 {
@@ -26,7 +27,7 @@ impl Board<'_> {
                     break;
                 }
                 let worker = (start + offset) % places;
-                if self.is_idle_for(worker, lane) {
+                if self.is_idle_for(worker, lane) && self.workers[worker].returns_at <= now {
                     let slot = &mut self.workers[worker];
                     need = need.saturating_sub(slot.wanted);
                     slot.wanted = 0;
@@ -35,6 +36,15 @@ impl Board<'_> {
                 }
             }
         }
+    }
+
+    /// When the next idle worker that was left alone is to be woken, if it has not called until then.
+    pub fn next_return(&self, now: Micros) -> Option<Micros> {
+        if self.head.ready == 0 {
+            return None;
+        }
+        let idle = self.workers.iter().filter(|slot| slot.state == WorkerState::Live && slot.wanted > 0);
+        idle.map(|slot| slot.returns_at).filter(|&at| at > now).min()
     }
 
     /// Workers that have to be told of a stop or of a cancelled task, idle or not: each once until it is heard of.

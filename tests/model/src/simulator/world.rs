@@ -546,7 +546,7 @@ impl World {
                 break;
             }
         }
-        self.memory.board().note_wanted(place, want - given);
+        self.memory.board().note_wanted(place, want - given, 0);
         Ok(())
     }
 
