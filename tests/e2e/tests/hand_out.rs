@@ -251,12 +251,22 @@ async fn idle_workers_and_the_scheduler_burn_no_transaction_ids() -> Result<()> 
     db.until("SELECT state = 'idle' FROM pg_task.workers").await?;
     let next_xid = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
     let heard = "SELECT extract(epoch FROM heartbeat_at) * 1000000 FROM pg_task.workers";
-    let before = db.ask(next_xid).await?;
+    let mut burnt = Vec::new();
+    // What belongs to the start may still go on at first.
     for _ in 0..3 {
-        let last = db.ask(heard).await?;
-        db.until(&format!("SELECT extract(epoch FROM heartbeat_at) * 1000000 > {last} FROM pg_task.workers"))
+        let before = db.ask(next_xid).await?;
+        for _ in 0..3 {
+            let last = db.ask(heard).await?;
+            db.until(&format!(
+                "SELECT extract(epoch FROM heartbeat_at) * 1000000 > {last} FROM pg_task.workers"
+            ))
             .await?;
+        }
+        let after = db.ask(next_xid).await?;
+        if after == before {
+            return Ok(());
+        }
+        burnt.push(format!("{before} to {after}"));
     }
-    assert_eq!(db.ask(next_xid).await?, before);
-    Ok(())
+    anyhow::bail!("nothing goes on, and transaction ids go by: {burnt:?}")
 }
