@@ -173,7 +173,8 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
                     table.look_anew();
                     table
                 }
-                none => none.insert(TaskTable::open(pg_sys::AccessShareLock as i32)),
+                // The lock of a writer: some claims are written. One that comes after a look into an index would be a deadlock with REINDEX.
+                none => none.insert(TaskTable::open(pg_sys::RowExclusiveLock as i32)),
             };
             for taken in &taken {
                 claimed.count += u32::from(hand_out.one(table, taken, output));

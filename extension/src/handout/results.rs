@@ -608,7 +608,7 @@ fn decide(worker: &WorkerId, results: &mut [StepResult], held: &[Option<Entry>])
     }
     let mut errors = vec![None; results.len()];
     let defaults = defaults::mine();
-    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
     for (index, result) in results.iter_mut().enumerate().filter(|(_, result)| is_failure(&result.outcome)) {
         let place = held[index].map_or(Place::UNKNOWN, |held| held.place);
         // Without the row there is nothing to decide: the result will be refused.
