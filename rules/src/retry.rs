@@ -74,7 +74,8 @@ impl Policy {
         };
         let longest = self.max_delay.unwrap_or(MAX_DELAY).clamp(0, MAX_DELAY) as f64;
         let spread = self.jitter.clamp(0.0, 1.0) * random.clamp(0.0, 1.0);
-        Some((delay.clamp(0.0, longest) * (1.0 - spread)) as Micros)
+        // To the nearest: what a power is, in its last digits, is left to the platform.
+        Some((delay.clamp(0.0, longest) * (1.0 - spread)).round() as Micros)
     }
 }
 
