@@ -7,6 +7,7 @@
 //!   under way, and keeps the list of what the worker holds.
 
 mod caught;
+mod control;
 mod dispatcher;
 mod executor;
 mod lane;
@@ -36,9 +37,9 @@ use crate::context::Shared;
 use crate::layer::AnyLayer;
 use crate::schedules;
 pub(crate) use caught::caught;
+pub(crate) use control::Control;
 use dispatcher::Dispatcher;
 pub(crate) use executor::Attempt;
-pub(crate) use executor::Control;
 pub(crate) use executor::Trial;
 pub(crate) use executor::Tried;
 

@@ -19,9 +19,9 @@ use uuid::Uuid;
 
 use super::Settings;
 use super::backoff;
+use super::control::Control;
 use super::executor::CANCEL_GRACE;
 use super::executor::Claim;
-use super::executor::Control;
 use super::executor::Executor;
 use super::executor::Finished;
 use super::executor::Outcome;

@@ -6,18 +6,13 @@
 //! alone, and the results of others are with the dispatcher already.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::OnceLock;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
@@ -26,8 +21,6 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use tracing::debug;
 use tracing::error;
@@ -36,6 +29,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::caught::caught;
+use super::control::Control;
+use super::control::lock;
 use super::layered;
 use crate::Context;
 use crate::NextStep;
@@ -51,7 +46,6 @@ use crate::enqueue;
 use crate::error;
 use crate::error::BeginError;
 use crate::error::CommitError;
-use crate::progress::Said;
 use crate::retry;
 use crate::retry::Directed;
 use crate::retry::Snoozed;
@@ -100,69 +94,6 @@ pub(super) enum Source<T> {
     Json(Bytes),
     /// The last step of the same task, and its JSON.
     Memory(T, Json<Box<RawValue>>),
-}
-
-/// How the dispatcher reaches a step that runs, and the step hears of it. Most steps never ask: the token is made when it is needed.
-#[derive(Debug, Default)]
-pub(crate) struct Control {
-    token: OnceLock<CancellationToken>,
-    drop: Notify,
-    /// The task was given to another worker: nothing that the step ends in counts.
-    refused: AtomicBool,
-    /// What the task returns, if the step ends it.
-    result: Mutex<Option<Box<RawValue>>>,
-    /// How far the step says that it is.
-    progress: Mutex<Option<Box<Said>>>,
-}
-
-impl Control {
-    /// The token that is cancelled when the step is to end.
-    pub(crate) fn token(&self) -> &CancellationToken {
-        self.token.get_or_init(CancellationToken::new)
-    }
-
-    /// Keeps what the task returns.
-    pub(crate) fn set_result(&self, result: Box<RawValue>) {
-        *lock(&self.result) = Some(result);
-    }
-
-    fn take_result(&self) -> Option<Json<Box<RawValue>>> {
-        lock(&self.result).take().map(Json)
-    }
-
-    /// Keeps how far the step says that it is.
-    pub(crate) fn set_progress(&self, value: Option<f64>, text: impl fmt::Display) {
-        // Taken out meanwhile: foreign code makes the text.
-        let mut said = lock(&self.progress).take().unwrap_or_default();
-        said.say(value, text);
-        *lock(&self.progress) = Some(said);
-    }
-
-    /// What the step has said of how far it is, if that is new.
-    pub(super) fn take_progress(&self) -> Option<(Option<f64>, String)> {
-        lock(&self.progress).as_mut().and_then(|said| said.news())
-    }
-
-    /// What the step has said last is to be brought again; false when it has said nothing.
-    pub(super) fn say_again(&self) -> bool {
-        lock(&self.progress).as_mut().map(|said| said.again()).is_some()
-    }
-
-    /// Asks the step to end.
-    pub(super) fn cancel(&self) {
-        self.token().cancel();
-    }
-
-    /// Asks the step to end, whose task was given to another worker.
-    pub(super) fn refuse(&self) {
-        self.refused.store(true, Ordering::Relaxed);
-        self.cancel();
-    }
-
-    /// Drops the step at its next point of waiting.
-    pub(super) fn drop_step(&self) {
-        self.drop.notify_one();
-    }
 }
 
 /// A result for the server.
@@ -323,10 +254,6 @@ impl<T: Step<T, Context> + 'static> Executor<T> {
 }
 
 /// No holder of these locks runs foreign code: a poisoned one is as good as any.
-fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A runner: ends when nothing waits.
 async fn run<T: Step<T, Context> + 'static>(inner: Arc<Inner<T>>) {
     let mut began = Instant::now();
@@ -413,7 +340,7 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
                     Some(Err(error)) => attempt.outcome(Err(error)),
                     None => attempt.timed_out(limit),
                 },
-                () = control.drop.notified() => Outcome::Dropped,
+                () = control.dropped() => Outcome::Dropped,
             },
         };
         inner.finish(finished(outcome));
@@ -439,7 +366,7 @@ async fn begin_layered<T: Step<T, Context> + 'static>(
     tokio::spawn(async move {
         let outcome = tokio::select! {
             outcome = within(limit, control.clone(), future) => outcome.unwrap_or_else(|| attempt.timed_out(limit)),
-            () = control.drop.notified() => Outcome::Dropped,
+            () = control.dropped() => Outcome::Dropped,
         };
         inner.finish(finished(outcome));
     });
@@ -682,7 +609,7 @@ impl Attempt {
         tx: Box<Tx>,
     ) -> Result<Outcome<T>, CommitError> {
         let Self { id, fence, .. } = *self;
-        if tx.context().control.refused.load(Ordering::Relaxed) {
+        if tx.context().control.is_refused() {
             tx.roll_back().await;
             return Ok(Outcome::Dropped);
         }
