@@ -36,9 +36,9 @@ pub fn is_asked(token: i64) -> bool {
     token & ASKED != 0
 }
 
-/// Whether the tokens are of one attempt, whatever its worker does with it.
-pub fn is_same_attempt(one: i64, other: i64) -> bool {
-    one | ASKED == other | ASKED
+/// Whether the token under which an attempt is held is this one, or became it when its worker was only to be asked.
+pub fn is_held_as(token: i64, held: i64) -> bool {
+    held == token || held == asked(token)
 }
 
 #[cfg(test)]
@@ -58,7 +58,8 @@ mod tests {
     fn a_token_says_that_its_worker_is_only_asked_and_is_that_of_the_attempt() {
         let token = first_token(7) + 5 * STEP;
         assert!(!is_asked(token) && is_asked(asked(token)) && asked(asked(token)) == asked(token));
-        assert!(is_same_attempt(token, asked(token)) && !is_same_attempt(asked(token), token + STEP));
+        assert!(is_held_as(token, token) && is_held_as(token, asked(token)));
+        assert!(!is_held_as(asked(token), token) && !is_held_as(token + STEP, asked(token)));
         assert!(token + STEP > asked(token));
     }
 

@@ -478,7 +478,7 @@ impl Board<'_> {
     pub(super) fn find_claim(&self, id: &TaskId, token: i64) -> Option<u32> {
         self.find(id).filter(|&index| {
             let entry = &self.entries[index as usize];
-            entry.state == EntryState::Claimed && token::is_same_attempt(entry.token, token)
+            entry.state == EntryState::Claimed && token::is_held_as(token, entry.token)
         })
     }
 
