@@ -95,7 +95,8 @@ pub enum Deleted {
 }
 
 impl TaskTable {
-    /// Opens the table.
+    /// Opens the table. A transaction that may write to it later takes the lock of a writer at once: asked for after a look into an index it is a
+    /// deadlock with REINDEX, which waits for the index with the table locked.
     pub fn open(lock: pg_sys::LOCKMODE) -> Self {
         // SAFETY: inside a transaction. The relation is closed in `close`, or by the transaction's abort; the snapshot likewise.
         unsafe {

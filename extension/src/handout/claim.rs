@@ -173,7 +173,7 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
                     table.look_anew();
                     table
                 }
-                // The lock of a writer: some claims are written. One that comes after a look into an index would be a deadlock with REINDEX.
+                // Some claims are written.
                 none => none.insert(TaskTable::open(pg_sys::RowExclusiveLock as i32)),
             };
             for taken in &taken {

@@ -66,7 +66,7 @@ impl Control {
         self.token().cancel();
     }
 
-    /// Asks the step to end, whose task was given to another worker.
+    /// Asks the step to end, whose task was given to another worker: nothing that it ends in counts.
     pub(super) fn refuse(&self) {
         self.refused.store(true, Ordering::Relaxed);
         self.cancel();
@@ -88,6 +88,7 @@ impl Control {
     }
 }
 
+/// No holder of these locks runs foreign code: a poisoned one is as good as any.
 pub(super) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -253,7 +253,6 @@ impl<T: Step<T, Context> + 'static> Executor<T> {
     }
 }
 
-/// No holder of these locks runs foreign code: a poisoned one is as good as any.
 /// A runner: ends when nothing waits.
 async fn run<T: Step<T, Context> + 'static>(inner: Arc<Inner<T>>) {
     let mut began = Instant::now();
