@@ -51,6 +51,12 @@ use crate::plan::Plan;
 /// A worker that was stopped may begin a step that it was given before so much later; in centiseconds.
 const LATE_BEGIN: Moment = 6_000;
 
+/// A fault has its effects a little before its note and after it, in centiseconds: a lost worker is counted after its grace.
+const AROUND: Moment = 300;
+
+/// Both ends of a stretch are known to a hundredth of a second.
+const ROUNDING: Moment = 1;
+
 /// What is known at the end.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
@@ -162,6 +168,15 @@ struct Story<'a> {
     resumings: Vec<Moment>,
     /// When it was known to be resumed, and when it is due then, at the earliest.
     due_later: Vec<(Moment, Moment)>,
+}
+
+impl Evidence {
+    /// The faults that may have had effects between these moments.
+    fn faults_around(&self, from: Moment, to: Moment) -> impl Iterator<Item = &Span> {
+        let overlaps =
+            move |fault: &&Span| fault.from <= to.saturating_add(AROUND) && fault.to + AROUND >= from;
+        self.faults.iter().filter(overlaps)
+    }
 }
 
 /// What the ledger says of each task.

@@ -12,9 +12,6 @@ use crate::ledger::Moment;
 use crate::plan::Bond;
 use crate::plan::Kind;
 
-/// A fault has its effects a little before its note and after it.
-const AROUND: Moment = 300;
-
 /// So many retries, and no other number, between these moments.
 pub(super) struct Reign {
     limit: i32,
@@ -39,9 +36,7 @@ pub(super) fn reigns(evidence: &Evidence) -> Vec<Reign> {
 pub(super) fn hold(stories: &BTreeMap<u64, Story<'_>>, evidence: &Evidence, out: &mut Vec<Violation>) {
     let reigns = reigns(evidence);
     let reign = |from: Moment, to: Moment| reigns.iter().find(|reign| reign.from <= from && to <= reign.to);
-    let faults = |from: Moment, to: Moment| {
-        evidence.faults.iter().any(|fault| fault.from <= to + AROUND && fault.to + AROUND >= from)
-    };
+    let is_disturbed = |from: Moment, to: Moment| evidence.faults_around(from, to).next().is_some();
     for (&key, story) in stories {
         let Some(plan) = story.plan.filter(|plan| plan.kind == Kind::Heir) else { continue };
         let mut complain = |text: String| out.push(Violation { key, text });
@@ -64,7 +59,7 @@ pub(super) fn hold(stories: &BTreeMap<u64, Story<'_>>, evidence: &Evidence, out:
             let [(before, _), (after, began)] = pair else { continue };
             let Some((End::Failed, since)) = story.ends.get(&before.token) else { continue };
             // Resumed, or run again for another reason.
-            if faults(*since, *began)
+            if is_disturbed(*since, *began)
                 || story.resumings.iter().any(|at| (*since..=*began).contains(at))
                 || after.attempt != before.attempt + 1
             {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::ROUNDING;
 use super::Violation;
 use super::hand_outs::HandOut;
 use crate::ledger::Moment;
@@ -11,9 +12,6 @@ use crate::queues::KEY_METER;
 use crate::queues::METERED;
 use crate::queues::Meter;
 use crate::queues::QUEUE_METER;
-
-/// Both ends of a stretch are known to a hundredth of a second.
-const ROUNDING: Moment = 1;
 
 /// The fullest stretch of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -16,9 +16,6 @@ use crate::plan::Plan;
 /// How the error of a task begins that was not begun before its deadline.
 const DEADLINE: &str = "the task was not begun before its deadline";
 
-/// A fault has its effects a little before its note and after it, in centiseconds: a lost worker is counted after its grace.
-const AROUND: Moment = 300;
-
 /// Every hand-out has a token of its own.
 pub(super) fn tokens_are_given_once(stories: &BTreeMap<u64, Story<'_>>, out: &mut Vec<Violation>) {
     let mut seen: HashMap<i64, u64> = HashMap::new();
@@ -79,15 +76,10 @@ impl Story<'_> {
 
     /// Attempts are counted.
     pub(super) fn attempts(&self, plan: Plan, evidence: &Evidence, complain: &mut impl FnMut(String)) {
-        let around = |from: Moment, to: Moment| {
-            evidence
-                .faults
-                .iter()
-                .filter(move |fault| fault.from <= to.saturating_add(AROUND) && fault.to + AROUND >= from)
-        };
-        let faults_in = |from: Moment, to: Moment| around(from, to).count();
+        let faults_in = |from: Moment, to: Moment| evidence.faults_around(from, to).count();
         let promotion = Fault::Promote.name();
-        let promoted_in = |from: Moment, to: Moment| around(from, to).any(|fault| fault.name == promotion);
+        let promoted_in =
+            |from: Moment, to: Moment| evidence.faults_around(from, to).any(|fault| fault.name == promotion);
         for (index, (run, began)) in self.runs.iter().enumerate() {
             let earlier = self.runs[..index].iter().filter(|(other, _)| other.seq == run.seq).count() as i32;
             let excess = run.attempt - 1 - earlier;

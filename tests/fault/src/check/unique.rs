@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Evidence;
 use super::Outcome;
 use super::Past;
+use super::ROUNDING;
 use super::Row;
 use super::Story;
 use super::Violation;
@@ -19,9 +20,6 @@ use crate::plan::PERIOD;
 use crate::plan::Plan;
 use crate::plan::Scope;
 use crate::plan::Unique;
-
-/// Both ends of a stretch are known to a hundredth of a second.
-const ROUNDING: Moment = 1;
 
 /// Of each key one task at a time; each wish fulfilled; what was said to each caller is true.
 pub(super) fn keys_stand_for_one_task(
