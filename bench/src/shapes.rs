@@ -1,10 +1,12 @@
 //! The shapes of work, by name.
 
 mod asleep;
+mod backlogs;
 mod drain;
 mod features;
 mod idle;
 mod latency;
+mod operate;
 mod produce;
 mod snapshot;
 mod steps;
@@ -37,7 +39,21 @@ pub const SHAPES: &[Shape] = &[
     Shape { name: "processes", ids: &[], what: "four worker processes" },
     Shape { name: "queues", ids: &[], what: "ten queues with different priorities" },
     Shape { name: "history", ids: &[], what: "a drain with and without a row of history for each task" },
-    Shape { name: "options", ids: &[], what: "drains of tasks with a retry policy, a key, a group" },
+    Shape {
+        name: "options",
+        ids: &[],
+        what: "drains of tasks with options: tags, a time limit, a key, a group",
+    },
+    Shape { name: "limits", ids: &[], what: "drains under limits and rates that hold nothing back" },
+    Shape {
+        name: "around",
+        ids: &[],
+        what: "drains within layers, with progress, with a failure of each task",
+    },
+    Shape { name: "transactional", ids: &[], what: "steps that write a row, transactional and ordinary" },
+    Shape { name: "bulk", ids: &[], what: "enqueue_copy; tasks changed by a filter" },
+    Shape { name: "wait", ids: &[], what: "waiting for the end of a task" },
+    Shape { name: "schedules", ids: &[], what: "1,000 schedules that tick each second" },
     Shape { name: "unique", ids: &[], what: "16 clients that enqueue unique tasks" },
     Shape { name: "asleep", ids: &["P8", "P12"], what: "10 M tasks asleep, a restart, and all due at once" },
 ];
@@ -65,7 +81,13 @@ pub async fn run(bench: &mut Bench, shape: &Shape) -> anyhow::Result<()> {
         "processes" => steps::processes(bench).await,
         "queues" => steps::queues(bench).await,
         "history" => features::history(bench).await,
-        "options" => features::options(bench).await,
+        "options" => backlogs::options(bench).await,
+        "limits" => backlogs::limits(bench).await,
+        "around" => backlogs::around(bench).await,
+        "transactional" => backlogs::transactional(bench).await,
+        "bulk" => operate::bulk(bench).await,
+        "wait" => operate::wait(bench).await,
+        "schedules" => timed::schedules(bench).await,
         "unique" => features::unique(bench).await,
         "asleep" => asleep::asleep(bench).await,
         other => anyhow::bail!("the shape {other} has no code"),

@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use bench_driver::Fill;
+use pg_task::Context;
 use pg_task::NextStep;
 use pg_task::Step;
 use pg_task::StepResult;
+use pg_task::Tx;
 use serde::Deserialize;
 use serde::Serialize;
 use sqlx::PgPool;
 
-pg_task::task!(Load { Chain, Due, Nothing, Payload, Stamped, Wait });
+pg_task::task!(Load { Chain, Due, Fail, Nothing, Payload, Progress, Stamped, Wait, Write, WriteOnce });
 pg_task::scheduler!(Tasks { Load });
 
 /// Does nothing.
@@ -24,6 +26,61 @@ impl Step<Load> for Nothing {
         NextStep::none()
     }
 }
+
+/// Fails, and ends at the second attempt.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Fail;
+
+impl Step<Load, Context> for Fail {
+    const RETRY_LIMIT: i32 = 1;
+    const RETRY_DELAY: Duration = Duration::ZERO;
+
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        bench_driver::ran();
+        if cx.attempt() == 1 {
+            return Err("the first attempt fails".into());
+        }
+        NextStep::none()
+    }
+}
+
+/// Says how far it is.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Progress;
+
+impl Step<Load, Context> for Progress {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
+        cx.set_progress(0.5, "half of it");
+        bench_driver::ran();
+        NextStep::none()
+    }
+}
+
+/// Writes a row.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Write;
+
+impl Step<Load> for Write {
+    async fn step(self, db: &PgPool) -> StepResult<Load> {
+        sqlx::query(WRITE).execute(db).await?;
+        bench_driver::ran();
+        NextStep::none()
+    }
+}
+
+/// Writes a row in the transaction of its transition.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct WriteOnce;
+
+impl Step<Load, Tx> for WriteOnce {
+    async fn step(self, tx: &Tx) -> StepResult<Load> {
+        sqlx::query(WRITE).execute(tx).await?;
+        bench_driver::ran();
+        NextStep::none()
+    }
+}
+
+const WRITE: &str = "INSERT INTO written VALUES (now())";
 
 /// Goes on with itself.
 #[derive(Debug, Deserialize, Serialize)]
@@ -58,8 +115,8 @@ impl Step<Load> for Stamped {
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Due;
 
-impl Step<Load, pg_task::Context> for Due {
-    async fn step(self, cx: &pg_task::Context) -> StepResult<Load> {
+impl Step<Load, Context> for Due {
+    async fn step(self, cx: &Context) -> StepResult<Load> {
         bench_driver::started(cx.due_at().timestamp_micros());
         NextStep::none()
     }

@@ -2,11 +2,17 @@
 
 use std::num::NonZeroUsize;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use anyhow::Context;
 use bench_driver::Fill;
 use bench_driver::System;
 use pg_task::CancellationToken;
+use pg_task::Layer;
+use pg_task::LayerResult;
+use pg_task::Next;
 use pg_task::Worker;
 use pg_task_bench::tasks;
 use pg_task_bench::tasks::Stamped;
@@ -61,9 +67,12 @@ impl System for PgTask {
 
     async fn start(&self, concurrency: usize) -> anyhow::Result<Self::Worker> {
         let stop = CancellationToken::new();
-        let worker = Worker::<Tasks>::new(self.db.clone())
+        let mut worker = Worker::<Tasks>::new(self.db.clone())
             .with_concurrency(NonZeroUsize::new(concurrency).context("no concurrency")?)
             .with_cancellation(stop.clone());
+        for _ in 0..layers()? {
+            worker = worker.with_layer(Figures::default());
+        }
         Ok((stop, tokio::spawn(async move { worker.run().await })))
     }
 
@@ -88,6 +97,32 @@ impl System for PgTask {
     async fn enqueue(&self, producer: &mut Self::Producer, at_us: i64) -> anyhow::Result<()> {
         enqueue(producer, &Tasks::Load(Stamped { at: at_us }.into())).await?;
         Ok(())
+    }
+}
+
+/// How many layers the worker is to have.
+fn layers() -> anyhow::Result<usize> {
+    match std::env::var("BENCH_LAYERS") {
+        Ok(text) => text.parse().with_context(|| format!("BENCH_LAYERS is no number: {text}")),
+        Err(_) => Ok(0),
+    }
+}
+
+/// A layer as users have: it counts attempts and adds up their time.
+#[derive(Default)]
+struct Figures {
+    attempts: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+impl Layer for Figures {
+    async fn call(&self, _cx: &pg_task::Context, next: Next<'_>) -> LayerResult {
+        let began = Instant::now();
+        let result = next.run().await;
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(took, Ordering::Relaxed);
+        result
     }
 }
 

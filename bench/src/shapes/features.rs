@@ -11,6 +11,8 @@ use crate::figure::Figure;
 use crate::figure::Series;
 use crate::programs::Who;
 use crate::server;
+use crate::shapes::backlogs::PLAIN;
+use crate::shapes::backlogs::fill;
 use crate::shapes::produce;
 
 /// The history: a drain that leaves a row of each task, and the WAL of it.
@@ -26,7 +28,7 @@ pub async fn history(bench: &mut Bench) -> anyhow::Result<()> {
             switch_history(&client, history).await?;
             client.batch_execute("TRUNCATE pg_task.task, pg_task.history; CHECKPOINT").await?;
             let before = server::counts(&client).await?;
-            fill(bench, count, "NULL").await?;
+            fill(bench, &PLAIN.insert(count)).await?;
             rates.0.push(rate(bench.run(Who::Ours, &format!("drain --count {count}")).await?));
             let after = server::counts(&client).await?;
             wal.0.push((after.wal_bytes - before.wal_bytes) as f64 / count as f64);
@@ -60,41 +62,6 @@ async fn switch_history(client: &Client, to: &str) -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-async fn fill(bench: &mut Bench, count: u64, options: &str) -> anyhow::Result<()> {
-    let insert = format!(
-        r#"INSERT INTO pg_task.task (step, options)
-           SELECT '{{"Load":{{"Nothing":null}}}}', {options} FROM generate_series(1, {count}) AS i"#
-    );
-    bench.sql(&[&insert, "VACUUM ANALYZE pg_task.task", "CHECKPOINT"]).await
-}
-
-/// Options of tasks: a drain of tasks that use one, beside a drain of tasks that use none.
-pub async fn options(bench: &mut Bench) -> anyhow::Result<()> {
-    let count = bench.scale(300_000, 50_000);
-    let kinds = [
-        ("tasks with a retry policy", r#"'{"retry": {"limit": 5, "delay": "1 second"}}'"#),
-        ("tasks of 1,000 keys", "jsonb_build_object('key', 'tenant ' || i % 1000)"),
-        ("tasks of 1,000 FIFO groups", "jsonb_build_object('group', 'group ' || i % 1000)"),
-    ];
-    let mut without = Series::default();
-    let mut with = kinds.map(|_| Series::default());
-    for _ in 0..bench.side_rounds() {
-        fill(bench, count, "NULL").await?;
-        without.0.push(rate(bench.run(Who::Ours, &format!("drain --count {count}")).await?));
-        for ((_, options), series) in kinds.iter().zip(&mut with) {
-            fill(bench, count, options).await?;
-            series.0.push(rate(bench.run(Who::Ours, &format!("drain --count {count}")).await?));
-        }
-    }
-    for ((what, _), series) in kinds.iter().zip(with) {
-        bench.add(
-            Figure::new("options", format!("drain of {what}"), "tasks/s", series)
-                .beside("tasks without options", without.clone()),
-        );
-    }
-    Ok(())
 }
 
 /// Producers of unique tasks, each of a key of its own and all of one key, beside producers of ordinary ones.

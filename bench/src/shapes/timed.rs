@@ -87,6 +87,34 @@ pub async fn herd(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Schedules that all tick in the same second, each second.
+pub async fn schedules(bench: &mut Bench) -> anyhow::Result<()> {
+    let count = bench.scale(1_000, 300);
+    let seconds = bench.scale(10, 4);
+    let (mut p50, mut last) = (Series::default(), Series::default());
+    let client = bench.connect().await?;
+    for _ in 0..bench.side_rounds() {
+        let worker = bench.spawn(Who::Ours, "serve", &[]).await?;
+        let before = server::counts(&client).await?.finished;
+        client
+            .batch_execute(&format!(
+                r#"SELECT pg_task.set_schedule('bench ' || i, 'every 1 second', '{{"Load":{{"Due":null}}}}')
+                   FROM generate_series(1, {count}) AS i"#
+            ))
+            .await?;
+        until_finished(&client, before + i64::try_from(count * seconds)?, MINUTE).await?;
+        client.batch_execute("SELECT pg_task.drop_schedule(name) FROM pg_task.schedule").await?;
+        let latency = delays(stop(worker).await?)?;
+        p50.0.push(latency.p50 as f64 / 1_000.0);
+        last.0.push(latency.max as f64 / 1_000.0);
+        client.batch_execute("TRUNCATE pg_task.task").await?;
+    }
+    let what = format!("{count} schedules, each every second");
+    bench.add(Figure::new("schedules", format!("{what}: median start − tick"), "ms", p50));
+    bench.add(Figure::new("schedules", format!("{what}: the last start − tick"), "ms", last));
+    Ok(())
+}
+
 /// Ends a worker that serves, and returns what it has seen.
 pub async fn stop(mut worker: tokio::process::Child) -> anyhow::Result<bench_driver::Answer> {
     drop(worker.stdin.take());
