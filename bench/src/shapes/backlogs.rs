@@ -132,7 +132,7 @@ pub async fn limits(bench: &mut Bench) -> anyhow::Result<()> {
         Backlog::of_queue(
             "a queue with a rate",
             "NULL",
-            "SELECT pg_task.set_queue('bench', rate => 10000000, burst => 10000000)",
+            "SELECT pg_task.set_queue('bench', rate => 1000000, burst => 1000000)",
         ),
         Backlog {
             what: "a step with a concurrency",

@@ -52,7 +52,10 @@ pub async fn history(bench: &mut Bench) -> anyhow::Result<()> {
 }
 
 /// The setting, once this session has it, as the others have.
-async fn switch_history(client: &Client, to: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When the server refuses.
+pub async fn switch_history(client: &Client, to: &str) -> anyhow::Result<()> {
     client.batch_execute(&format!("ALTER SYSTEM SET pg_task.history = {to}")).await?;
     client.batch_execute("SELECT pg_reload_conf()").await?;
     loop {

@@ -14,6 +14,7 @@ use crate::bench::Bench;
 use crate::figure::Figure;
 use crate::figure::Series;
 use crate::programs::Who;
+use crate::shapes::features::switch_history;
 use crate::shapes::timed::stop;
 
 /// 100,000 tasks in one call.
@@ -101,7 +102,9 @@ pub async fn wait(bench: &mut Bench) -> anyhow::Result<()> {
     let (mut ended, mut committed) = (Series::default(), Series::default());
     let client = bench.connect().await?;
     let enqueue = client.prepare(r#"SELECT pg_task.enqueue('{"Load":{"Nothing":null}}')"#).await?;
-    let wait = client.prepare("SELECT outcome::text FROM pg_task.wait($1, '10 s')").await?;
+    let wait = client.prepare("SELECT outcome FROM pg_task.wait($1, '10 s')").await?;
+    // What has become of a task is read there.
+    switch_history(&client, "on").await?;
     for _ in 0..bench.side_rounds() {
         let worker = bench.spawn(Who::Ours, "serve", &[]).await?;
         let (mut whole, mut call) = (Series::default(), Series::default());
@@ -118,6 +121,8 @@ pub async fn wait(bench: &mut Bench) -> anyhow::Result<()> {
         committed.0.push(call.median().context("nothing was waited for")?);
         stop(worker).await?;
     }
+    switch_history(&client, "off").await?;
+    bench.sql(&["TRUNCATE pg_task.history"]).await?;
     bench.add(
         Figure::new("wait", "enqueue called → wait returns, p50", "µs", ended)
             .beside("enqueue called → returned", committed),

@@ -40,9 +40,10 @@ const SINGLY_FOR: Micros = 2_000_000;
 /// A row that someone keeps locked is tried again after this time, and so is everything after an error.
 const AGAIN: Micros = 200_000;
 
-/// How often it is looked whether a run has ended for which a tick waits: at first, and at most.
-const LOOK_FIRST: Micros = 100_000;
-const LOOK_LAST: Micros = 2_000_000;
+/// The end of a run for which a tick waits wakes the scheduler. It looks by itself as well, in case a row goes without a word, as with TRUNCATE; and
+/// more often when more runs are waited for than it can watch.
+const LOOK_AGAIN: Micros = 30_000_000;
+const LOOK_OFTEN: Micros = 2_000_000;
 
 /// A schedule whose tick could not be enqueued is tried again after a second, and at most a minute.
 const RETRY_FIRST: Micros = 1_000_000;
@@ -81,6 +82,13 @@ thread_local! {
         c"SELECT s.name FROM pg_task.schedule AS s \
           WHERE pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0 AND s.paused_at IS NULL AND s.failures OPERATOR(pg_catalog.=) 0 \
             AND NOT EXISTS (SELECT FROM pg_task.task AS t WHERE t.id OPERATOR(pg_catalog.=) ANY (s.tasks) AND t.error IS NULL)",
+        &[],
+    ) };
+    // One run of each schedule with a tick that waits: when it has ended, the next one is looked for.
+    static AWAITED: Statement = const { Statement::new(
+        c"SELECT t.id FROM pg_task.schedule AS s, LATERAL (SELECT t.id FROM pg_task.task AS t \
+            WHERE t.id OPERATOR(pg_catalog.=) ANY (s.tasks) AND t.error IS NULL LIMIT 1) AS t \
+          WHERE pg_catalog.cardinality(s.waiting) OPERATOR(pg_catalog.>) 0 AND s.paused_at IS NULL AND s.failures OPERATOR(pg_catalog.=) 0",
         &[],
     ) };
     static LIVE: Statement = const { Statement::new(
@@ -123,17 +131,18 @@ thread_local! {
 pub struct Schedules {
     is_known: bool,
     next: Option<Micros>,
-    /// A tick waits for the end of a run: when it is looked for that, and after what time again.
+    /// A tick waits for the end of a run: when it is looked for that, if nothing tells of it before.
     look_at: Option<Micros>,
-    look_gap: Micros,
     last_error: String,
 }
 
 /// What one transaction has found.
 struct Round {
     served: usize,
+    /// Ticks that waited, and whose time has come, were among what was served.
+    looked: bool,
     next: Option<Micros>,
-    waits: bool,
+    look_at: Option<Micros>,
 }
 
 impl Schedules {
@@ -141,6 +150,9 @@ impl Schedules {
     pub fn fire(&mut self, slot: Slot) {
         let stale = slot.control().schedules_stale.load(SeqCst);
         let now = background::now();
+        if slot.control().waiters.take_watched_end() {
+            self.look_at = Some(now);
+        }
         if self.is_known && !stale && self.wake_at().is_none_or(|at| at > now) {
             return;
         }
@@ -149,7 +161,8 @@ impl Schedules {
             let round = match self.round(slot) {
                 Ok(round) => round,
                 Err(error) => {
-                    self.next = Some(background::now() + 5 * AGAIN);
+                    let again = background::now() + 5 * AGAIN;
+                    (self.next, self.look_at) = (Some(again), self.look_at.map(|at| at.max(again)));
                     if error != self.last_error {
                         pgrx::warning!(
                             "pg_task scheduler: schedules could not be read and will be tried again: {error}"
@@ -163,20 +176,14 @@ impl Schedules {
             self.last_error.clear();
             self.is_known = true;
             let now = background::now();
-            if !round.waits {
-                self.look_at = None;
-            } else if self.look_at.is_none_or(|at| at <= now) {
-                self.look_gap =
-                    if self.look_at.is_none() { LOOK_FIRST } else { (2 * self.look_gap).min(LOOK_LAST) };
-                self.look_at = Some(now + self.look_gap);
-            }
-            self.next = round.next;
-            if round.next.is_none_or(|next| next > now) {
+            (self.next, self.look_at) = (round.next, round.look_at);
+            if self.wake_at().is_none_or(|at| at > now) {
                 return;
             }
-            if round.served == 0 {
+            if round.served == 0 && (round.looked || self.look_at.is_none_or(|at| at > now)) {
                 // Someone has the row locked.
-                self.next = Some(now + AGAIN);
+                self.next = self.next.map(|next| next.max(now + AGAIN));
+                self.look_at = self.look_at.map(|at| at.max(now + AGAIN));
                 return;
             }
         }
@@ -188,14 +195,9 @@ impl Schedules {
     }
 
     fn round(&mut self, slot: Slot) -> Result<Round, String> {
-        let looks = self.look_at.is_some_and(|at| at <= background::now());
-        let freed = if looks { background::transaction(names_freed)? } else { Vec::new() };
-        if !freed.is_empty() {
-            self.look_at = None;
-        }
-        for name in &freed {
-            serve_one(slot, name);
-        }
+        let looked = self.look_at.is_some_and(|at| at <= background::now());
+        let freed = if looked { background::transaction(names_freed)? } else { Vec::new() };
+        let freed = freed.iter().filter(|name| serve_one(slot, name)).count();
         let served = background::transaction(|| {
             if !queues::table_exists(c"schedule") {
                 return 0;
@@ -221,22 +223,51 @@ impl Schedules {
             Err(_) => {
                 let names = background::transaction(|| names_due(background::now()))?;
                 let until = background::now() + SINGLY_FOR;
-                let served =
-                    names.iter().take_while(|_| background::now() < until).map(|name| serve_one(slot, name));
-                served.count()
+                names
+                    .iter()
+                    .take_while(|_| background::now() < until)
+                    .filter(|name| serve_one(slot, name))
+                    .count()
             }
         };
-        background::transaction(move || {
-            let mut round = Round { served, next: None, waits: false };
-            if queues::table_exists(c"schedule") {
-                spi::connected(|spi| {
-                    let rows = AHEAD.with(|statement| statement.run(spi, &[], true));
-                    (round.next, round.waits) = (rows.int8(0, 1), rows.bool(0, 2));
-                });
+        let (next, waits) = background::transaction(|| {
+            if !queues::table_exists(c"schedule") {
+                return (None, false);
             }
-            round
-        })
+            spi::connected(|spi| {
+                let rows = AHEAD.with(|statement| statement.run(spi, &[], true));
+                (rows.int8(0, 1), rows.bool(0, 2))
+            })
+        })?;
+        let look_at = watch(slot, waits)?;
+        Ok(Round { served: served + freed, looked, next, look_at })
     }
+}
+
+/// Watches for the ends of runs for which ticks wait, if some do. Says when to look without having been told of one: at once when one was over before
+/// it was watched.
+fn watch(slot: Slot, waits: bool) -> Result<Option<Micros>, String> {
+    let runs = if waits { background::transaction(runs_awaited)? } else { Vec::new() };
+    // SAFETY: plain reads of this process' own variables.
+    let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
+    let watches_all = slot.control().waiters.watch(&runs, pid, latch);
+    if !waits {
+        return Ok(None);
+    }
+    let freed = background::transaction(names_freed)?;
+    let gap = match (freed.is_empty(), watches_all) {
+        (false, _) => 0,
+        (true, true) => LOOK_AGAIN,
+        (true, false) => LOOK_OFTEN,
+    };
+    Ok(Some(background::now() + gap))
+}
+
+fn runs_awaited() -> Vec<TaskId> {
+    spi::connected(|spi| {
+        let rows = AWAITED.with(|statement| statement.run(spi, &[], true));
+        (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
+    })
 }
 
 /// A tick and its task are one: what has come to a worker is not taken back by a crash, nor by a promotion when a standby is waited for. And other
@@ -260,22 +291,27 @@ fn names_freed() -> Vec<String> {
     })
 }
 
-/// Serves one schedule in a transaction of its own. What goes wrong is written into its row.
-fn serve_one(slot: Slot, name: &str) {
+/// Serves one schedule in a transaction of its own. What goes wrong is written into its row. False when there is nothing to do, or someone has the
+/// row locked.
+fn serve_one(slot: Slot, name: &str) -> bool {
     let result = background::transaction(|| {
         let now = background::now();
         let schedule = spi::connected(|spi| {
             let rows = ONE.with(|statement| statement.run(spi, &[spi::text(name), spi::int(now)], false));
             if rows.is_empty() { None } else { Schedule::read(&rows, 0) }
         });
-        if let Some(schedule) = schedule {
+        if let Some(schedule) = &schedule {
             set_for_serving();
-            if let Err(error) = serve(&schedule, now) {
+            if let Err(error) = serve(schedule, now) {
                 error.raise();
             }
         }
+        schedule.is_some()
     });
-    let Err(error) = result else { return };
+    let error = match result {
+        Ok(served) => return served,
+        Err(error) => error,
+    };
     let text = error.as_str();
     let noted = background::transaction(|| {
         spi::connected(|spi| {
@@ -289,6 +325,7 @@ fn serve_one(slot: Slot, name: &str) {
         pgrx::warning!("pg_task scheduler: the schedule \"{name}\" failed and will be tried again: {error}");
         slot.control().set_error(&error, background::now());
     }
+    true
 }
 
 /// A row of the table.

@@ -162,6 +162,23 @@ async fn a_tick_beside_an_unfinished_task_is_run_left_out_or_waits() -> Result<(
 }
 
 #[tokio::test]
+async fn the_end_of_a_run_wakes_the_scheduler_which_does_not_look_for_it() -> Result<()> {
+    let db = database().await?;
+    behind(&db, "s", "missed, overlap = 'all', 'queue'").await?;
+    let looks = "SELECT ticks FROM pg_task.scheduler_state()";
+    db.until("SELECT next_wake > now() + interval '10 s' FROM pg_task.scheduler_state()").await?;
+    let before: i64 = db.ask(looks).await?.parse()?;
+    db.run("SELECT pg_sleep(4)").await?;
+    let made = db.ask(looks).await?.parse::<i64>()? - before;
+    assert!(made <= 1, "the scheduler woke {made} times while a tick waited");
+    for waiting in ["2", "1", "0"] {
+        db.run("DELETE FROM pg_task.task").await?;
+        db.until(&format!("SELECT waiting = {waiting} FROM pg_task.schedules WHERE name = 's'")).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn no_more_ticks_wait_than_the_limit_allows() -> Result<()> {
     let db = database().await?;
     let start = behind(&db, "s", "missed, overlap, missed_limit = 'all', 'queue', 2").await?;
