@@ -2,7 +2,8 @@
 //!
 //! A [`Bench`] has one connection with an open transaction. Tasks are enqueued and run in it, by the steps' own code, without a worker, and nobody else
 //! ever sees them; when the bench is dropped nothing is left. Its clock stands still until [`Bench::advance`] moves it, so that retries and delays of
-//! days are tested in milliseconds. What the options of a task say of its retries, its time limit and its deadline holds as it does with a worker.
+//! days are tested in milliseconds. What the options of a task say of its retries, its time limit and its deadline holds as it does with a
+//! worker, and so does what its queue says of the first two.
 //!
 //! ```rust,no_run
 //! # use pg_task_client as pg_task;
@@ -282,14 +283,19 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         tasks(self.db()).await
     }
 
-    /// Runs the step that is due first, or parks its task if its deadline has passed.
+    /// Runs the step that is due first; if the task's deadline has passed, what the step's code says about that.
     async fn run_one(&mut self, id: Option<Uuid>) -> Result<Ran> {
+        // Of retries and time limits a queue says what its tasks do not, and the name * what neither does.
         let row = sqlx::query(
-            "SELECT id, queue, step, tried, (extract(epoch FROM wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, options::text,
-                 CASE WHEN (options->>'deadline')::timestamptz < now()
-                     THEN format('the task was not begun before its deadline, %s', (options->>'deadline')::timestamptz) END
-             FROM pg_task.task WHERE error IS NULL AND wakeup_at <= now() AND ($1 IS NULL OR id = $1)
-             ORDER BY priority, wakeup_at, id LIMIT 1",
+            "SELECT t.id, t.queue, t.step, t.tried, (extract(epoch FROM t.wakeup_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint,
+                 nullif(jsonb_strip_nulls(jsonb_build_object(
+                     'retry', coalesce(q.retry, every.retry), 'timeout', extract(epoch FROM coalesce(q.timeout, every.timeout))
+                 )) || coalesce(t.options, '{}'), '{}')::text,
+                 CASE WHEN (t.options->>'deadline')::timestamptz < now()
+                     THEN format('the task was not begun before its deadline, %s', (t.options->>'deadline')::timestamptz) END
+             FROM pg_task.task AS t LEFT JOIN pg_task.queue AS q ON q.name = t.queue LEFT JOIN pg_task.queue AS every ON every.name = '*'
+             WHERE t.error IS NULL AND t.wakeup_at <= now() AND ($1 IS NULL OR t.id = $1)
+             ORDER BY t.priority, t.wakeup_at, t.id LIMIT 1",
         )
         .bind(id)
         .fetch_optional(self.db())
@@ -297,10 +303,6 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
         .map_err(look)?;
         let Some(row) = row else { return Ok(Ran::Nothing) };
         let id: Uuid = row.try_get(0).map_err(look)?;
-        if let Some(overdue) = row.try_get::<Option<String>, _>(6).map_err(look)? {
-            self.write(id, Tried::Parked(overdue), false).await?;
-            return Ok(Ran::Overdue);
-        }
         self.token += 1;
         let Json(step): Json<Box<RawValue>> = row.try_get(2).map_err(look)?;
         let trial = Trial {
@@ -313,6 +315,10 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
             token: self.token,
             patience: self.patience,
         };
+        if let Some(overdue) = row.try_get(6).map_err(look)? {
+            self.write(id, trial.give_up::<T>(overdue), false).await?;
+            return Ok(Ran::Overdue);
+        }
         self.run("SAVEPOINT pg_task_step").await?;
         let (mut tried, over) = trial.run::<T>(&self.shared).await;
         if matches!(tried, Tried::Instead(_) | Tried::Parked(_) | Tried::Retry(_)) {
@@ -372,7 +378,7 @@ impl<T: Step<T, Context> + 'static> Bench<T> {
 /// What there was to run.
 enum Ran {
     Step,
-    /// A task whose deadline had passed.
+    /// No step: the deadline of the task had passed.
     Overdue,
     Nothing,
 }

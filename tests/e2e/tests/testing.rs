@@ -10,6 +10,7 @@ use anyhow::Result;
 use pg_task::Context;
 use pg_task::NextStep;
 use pg_task::Step;
+use pg_task::StepError;
 use pg_task::StepResult;
 use pg_task::Tx;
 use pg_task::testing::Bench;
@@ -28,7 +29,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 mod account {
     use super::*;
 
-    pg_task::task!(Account { Add, Break, Close, Crash, Export, Hang, Pay, Warn });
+    pg_task::task!(Account { Add, Break, Close, Crash, Export, Hang, Offer, Pay, Wait, Warn });
     pg_task::scheduler!(Tasks { Account });
 
     /// Warns the user, and closes the account after a week.
@@ -135,6 +136,33 @@ mod account {
                 _ => std::future::pending().await,
             }
             NextStep::none()
+        }
+    }
+
+    /// Never ends.
+    #[derive(Debug, Deserialize, Serialize)]
+    pub struct Wait;
+
+    impl Step<Account> for Wait {
+        async fn step(self, _db: &PgPool) -> StepResult<Account> {
+            std::future::pending().await
+        }
+    }
+
+    /// Warns when it comes too late.
+    #[derive(Debug, Deserialize, Serialize)]
+    pub struct Offer {
+        pub user: i64,
+    }
+
+    impl Step<Account> for Offer {
+        async fn step(self, db: &PgPool) -> StepResult<Account> {
+            sqlx::query("INSERT INTO log VALUES ('offered')").execute(db).await?;
+            NextStep::none()
+        }
+
+        fn give_up(self, error: &StepError) -> Option<Account> {
+            error.to_string().contains("deadline").then(|| Warn { user: self.user }.into())
         }
     }
 
@@ -349,6 +377,63 @@ async fn a_task_whose_deadline_has_passed_by_the_bench_s_clock_is_not_begun() ->
     assert_eq!(bench.run_due().await?, 1);
     assert!(matches!(bench.run_to_end(id).await?, End::Parked(error) if error.contains("deadline")));
     assert_eq!(log(&bench).await?, ["warned"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_whose_deadline_has_passed_says_in_a_bench_what_to_do_instead() -> Result<()> {
+    let db = database().await?;
+    let mut bench = Bench::<Tasks>::begin(&db.pool).await?;
+    let offer = Tasks::Account(account::Offer { user: 7 }.into());
+    let id = enqueue(&bench, &offer, "jsonb_build_object('deadline', now() + interval '1 hour')").await?;
+    bench.advance(2 * Duration::from_secs(3_600)).await?;
+    assert_eq!(bench.run_due().await?, 0);
+    // The deadline is the task's: the next step is late as well, and has nothing to say.
+    assert!(matches!(bench.run_to_end(id).await?, End::Parked(error) if error.contains("deadline")));
+    let waiting = bench.tasks().await?;
+    assert!(matches!(&waiting[0].step, Tasks::Account(account::Account::Warn(warn)) if warn.user == 7));
+    assert_eq!(log(&bench).await?, Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_queue_says_for_its_tasks_holds_in_a_bench_too() -> Result<()> {
+    let db = database().await?;
+    let bench = Bench::<Tasks>::begin(&db.pool).await?.with_patience(Duration::from_millis(200));
+    let mut bench = bench.with_state(AtomicU32::new(0));
+    for set in [
+        r#"SELECT pg_task.set_queue('*', retry => '{"limit": 1, "delay": "3 h"}', timeout => '1 h')"#,
+        r#"SELECT pg_task.set_queue('slow', retry => '{"limit": 2, "delay": "10 s"}')"#,
+    ] {
+        sqlx::query(set).execute(bench.db()).await?;
+    }
+    let crash = Tasks::Account(account::Crash.into());
+    let own = serde_json::json!({ "retry": { "limit": 1, "delay": 5 } });
+    // Its own, its queue's, that of all queues; the last attempt parks it.
+    let cases: [(&str, Option<&serde_json::Value>, &[u64]); 3] =
+        [("slow", Some(&own), &[5]), ("slow", None, &[10, 10]), ("default", None, &[10_800])];
+    for (queue, options, delays) in cases {
+        let id: uuid::Uuid = sqlx::query_scalar("SELECT pg_task.enqueue($1, $2, options => $3)")
+            .bind(serde_json::to_value(&crash)?)
+            .bind(queue)
+            .bind(options)
+            .fetch_one(bench.db())
+            .await?;
+        for &delay in delays {
+            bench.run_due().await?;
+            let waiting = bench.tasks().await?;
+            let task = waiting.iter().find(|task| task.id == id).expect("it waits");
+            assert_eq!((task.due_in, &task.error), (Duration::from_secs(delay), &None), "{queue}");
+            bench.advance(task.due_in).await?;
+        }
+        assert!(matches!(bench.run_to_end(id).await?, End::Parked(_)), "{queue}");
+    }
+    // A time limit: the step has none of its own and never ends.
+    let id = pg_task::enqueue(bench.db(), &Tasks::Account(account::Wait.into())).await?;
+    assert_eq!(
+        bench.run_to_end(id).await?,
+        End::Parked("the step did not end within 3600s, nor when it was asked to".to_owned())
+    );
     Ok(())
 }
 

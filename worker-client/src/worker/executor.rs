@@ -667,10 +667,9 @@ impl Trial {
     /// Runs the step as a worker would, and decides what becomes of it as the server does. Also the time that was up, if the step did not end in it.
     pub(crate) async fn run<T: Step<T, Context>>(self, shared: &Arc<Shared>) -> (Tried, Option<Duration>) {
         let Self { id, queue, step, options, tried, due, token, patience } = self;
-        let (step, json) = match decode::<T>(Source::Json(step.into())) {
+        let (step, json) = match decoded::<T>(step) {
             Ok(decoded) => decoded,
-            Err(Outcome::Broken(error)) => return (Tried::Parked(error), None),
-            Err(_) => return (Tried::Parked("the program does not know the step".to_owned()), None),
+            Err(parked) => return (parked, None),
         };
         let attempt = Attempt::new(id, 0, tried, &step, json);
         let options = options.map(Bytes::from);
@@ -700,6 +699,25 @@ impl Trial {
         let policy = retry::own_policy(&own.unwrap_or_default());
         (tried_under(&policy, tried.saturating_add(1), outcome.with_result_of(&control)), over)
     }
+
+    /// Asks the step's code what to do about a task that is to be parked without a run, as a worker does.
+    pub(crate) fn give_up<T: Step<T, Context>>(self, error: String) -> Tried {
+        match decoded::<T>(self.step) {
+            Ok((step, json)) => {
+                let outcome = Attempt::new(self.id, 0, self.tried, &step, json).given_up::<T>(error);
+                tried_under(&Policy::NONE, self.tried, outcome)
+            }
+            Err(_) => Tried::Parked(error),
+        }
+    }
+}
+
+/// A step without a worker, or why its task is parked.
+fn decoded<T: Step<T, Context>>(step: String) -> Result<(T, Bytes), Tried> {
+    decode::<T>(Source::Json(step.into())).map_err(|outcome| match outcome {
+        Outcome::Broken(error) => Tried::Parked(error),
+        _ => Tried::Parked("the program does not know the step".to_owned()),
+    })
 }
 
 /// What the server makes of an outcome under the task's own policy.
@@ -722,7 +740,9 @@ fn tried_under<T>(policy: &Policy, attempt: i32, outcome: Outcome<T>) -> Tried {
         Outcome::GiveUp { .. } if limit.is_some_and(|limit| attempt <= limit) => {
             Tried::Retry(own().unwrap_or(SERVER_DELAY))
         }
-        Outcome::GiveUp { error, instead } | Outcome::Park { error, instead } => parked(error, instead),
+        Outcome::GiveUp { error, instead }
+        | Outcome::GivenUp { error, instead }
+        | Outcome::Park { error, instead } => parked(error, instead),
         Outcome::Broken(error) => Tried::Parked(error),
         Outcome::Snooze(delay) => Tried::Snoozed(delay),
         Outcome::Done(result) => Tried::Done(result),
