@@ -183,7 +183,7 @@ fn insert_below(place: &Place, due: Micros, tasks: &[(TaskId, Datum)]) -> Result
     for (_, step) in tasks {
         check_step(Some(*step))?;
     }
-    let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+    let mut table = TaskTable::to_write();
     let can_insert = table.can_insert(place.options.is_some());
     if can_insert {
         for &(id, step) in tasks {

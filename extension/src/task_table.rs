@@ -95,14 +95,23 @@ pub enum Deleted {
 }
 
 impl TaskTable {
-    /// Opens the table. A transaction that may write to it later takes the lock of a writer at once: asked for after a look into an index it is a
+    /// Opens the table in a transaction that only reads it.
+    pub fn to_read() -> Self {
+        Self::open(pg_sys::AccessShareLock)
+    }
+
+    /// Opens the table in a transaction that may write to it. The lock of a writer is taken at once: asked for after a look into an index it is a
     /// deadlock with REINDEX, which waits for the index with the table locked.
-    pub fn open(lock: pg_sys::LOCKMODE) -> Self {
+    pub fn to_write() -> Self {
+        Self::open(pg_sys::RowExclusiveLock)
+    }
+
+    fn open(lock: u32) -> Self {
         // SAFETY: inside a transaction. The relation is closed in `close`, or by the transaction's abort; the snapshot likewise.
         unsafe {
             let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
             let table = pg_sys::get_relname_relid(c"task".as_ptr(), schema);
-            let relation = pg_sys::table_open(table, lock);
+            let relation = pg_sys::table_open(table, lock as pg_sys::LOCKMODE);
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             Self {
                 relation,

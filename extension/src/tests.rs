@@ -216,7 +216,7 @@ mod tests {
     #[pg_test]
     fn an_untouched_table_is_written_below_the_executor_and_one_with_a_constraint_of_the_user_s_is_not() {
         let below = || {
-            let table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+            let table = TaskTable::to_write();
             let below = (table.can_insert(true), table.can_go_on());
             table.close();
             below

@@ -174,7 +174,7 @@ pub fn claim(slot: Slot, spi: &Connected, caller: &Caller, want: u32, output: &m
                     table
                 }
                 // Some claims are written.
-                none => none.insert(TaskTable::open(pg_sys::RowExclusiveLock as i32)),
+                none => none.insert(TaskTable::to_write()),
             };
             for taken in &taken {
                 claimed.count += u32::from(hand_out.one(table, taken, output));

@@ -173,7 +173,7 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
             };
             found.insert(id, (queue, asserted));
         }
-        let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+        let mut table = TaskTable::to_read();
         for (id, (_, asserted)) in &mut found {
             if let Some(row) = table.row(id, Place::UNKNOWN) {
                 (asserted.group, asserted.key) = (row.group(), row.key());

@@ -378,7 +378,7 @@ impl Writer<'_> {
         if deletes.is_empty() {
             return;
         }
-        let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+        let mut table = TaskTable::to_write();
         if table.can_delete() {
             let mut history = History::open(self.slot);
             deletes.retain(|&index| {
@@ -436,7 +436,7 @@ impl Writer<'_> {
     /// `updates`.
     fn go_on(&mut self, updates: &mut Vec<usize>) -> Vec<(usize, i64, Place)> {
         let mut went_on = Vec::with_capacity(updates.len());
-        let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+        let mut table = TaskTable::to_write();
         if table.can_go_on() {
             let now = spi::transaction_time();
             updates.retain(|&index| {
@@ -608,7 +608,7 @@ fn decide(worker: &WorkerId, results: &mut [StepResult], held: &[Option<Entry>])
     }
     let mut errors = vec![None; results.len()];
     let defaults = defaults::mine();
-    let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+    let mut table = TaskTable::to_write();
     for (index, result) in results.iter_mut().enumerate().filter(|(_, result)| is_failure(&result.outcome)) {
         let place = held[index].map_or(Place::UNKNOWN, |held| held.place);
         // Without the row there is nothing to decide: the result will be refused.

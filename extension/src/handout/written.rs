@@ -103,7 +103,7 @@ pub fn write(
     let lost_limit = guc::LOST_LIMIT.get();
     // `tried` reaches the limit + 1 by the lost attempts themselves: then it has had all its chances.
     let defaults = defaults::mine();
-    let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+    let mut table = TaskTable::to_write();
     let rows: Vec<Option<Failing>> = chosen
         .iter()
         .map(|chosen| {

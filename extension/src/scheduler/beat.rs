@@ -139,7 +139,7 @@ pub fn write_loss(
         return locked;
     }
     let defaults = defaults::mine();
-    let mut table = TaskTable::open(pg_sys::RowExclusiveLock as i32);
+    let mut table = TaskTable::to_write();
     let rows: Vec<Option<Failing>> = claims
         .iter()
         .map(|claim| Failing::read(&mut table, &claim.id, claim.place, claim.fence, defaults.as_deref()))

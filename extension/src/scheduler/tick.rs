@@ -33,7 +33,6 @@ use pg_task_rules::place::Place;
 use pg_task_rules::token;
 use pg_task_rules::turns::Passes;
 use pg_task_rules::turns::Turn;
-use pgrx::pg_sys;
 
 use super::beat;
 use super::keys::Keys;
@@ -505,7 +504,7 @@ impl Ticker {
     fn relocate(&mut self) -> Result<(), String> {
         let elsewhere = &self.elsewhere;
         let rows = background::transaction(|| {
-            let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+            let mut table = TaskTable::to_read();
             let rows: Vec<Belongs> =
                 elsewhere.iter().filter_map(|(id, place)| belongs(&table.row(id, *place)?)).collect();
             table.close();
@@ -728,7 +727,7 @@ struct Found {
 
 /// Reads on in a lane. Tasks whose group has an older one are left where they are, and those that are due and have a key: looks bring them.
 fn due(read: &Read, now: Micros) -> Found {
-    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let mut table = TaskTable::to_read();
     let Due { mut rows, named } = table.due(&read.lane, &read.from, read.limit, now);
     let (count, last) = (rows.len(), rows.last().map(|(last, _)| *last));
     let mut keys = HashSet::new();
@@ -760,7 +759,7 @@ fn due(read: &Read, now: Micros) -> Found {
 /// What is next in the table: the oldest tasks of groups, and the first of keys, as many as a turn has beside those that are claimed or wait
 /// aside.
 fn next(looks: &[(Look, u32)], now: Micros) -> Vec<(Look, Vec<Next>)> {
-    let mut table = TaskTable::open(pg_sys::AccessShareLock as i32);
+    let mut table = TaskTable::to_read();
     let mut of = |look: &Look, want: u32| match look {
         Look::Group(group) => table.oldest(*group).into_iter().collect(),
         Look::Key(key) => table.first_of(*key, want as usize, now),

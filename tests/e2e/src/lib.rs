@@ -22,6 +22,7 @@ use anyhow::Context;
 use anyhow::bail;
 use pg_task_cluster::Cluster;
 use pg_task_cluster::PgInstall;
+use pg_task_cluster::Stop;
 use pg_task_cluster::Tree;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
@@ -120,6 +121,17 @@ impl Database {
         let pool =
             PgPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE).connect_with(options).await?;
         Ok(Self { url, pool })
+    }
+
+    /// The same database after its server was stopped and started, with a scheduler that runs.
+    pub async fn restarted(self, server: &Cluster, how: Stop) -> anyhow::Result<Self> {
+        self.pool.close().await;
+        server.stop(how)?;
+        server.start()?;
+        let name = self.url.rsplit_once('/').context("the URL names no database")?.1;
+        let database = Self::attach(server, name).await?;
+        database.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+        Ok(database)
     }
 
     /// Runs statements.

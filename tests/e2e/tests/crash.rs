@@ -72,7 +72,6 @@ async fn a_step_whose_task_was_given_to_another_worker_does_not_end_it_when_that
 -> Result<()> {
     let server = own_server("e2e-refused", &["pg_task.settle_time = 0"])?;
     let (db, ledger) = (Database::create(&server).await?, Ledger::new("refused")?);
-    let name = db.ask("SELECT current_database()").await?;
     let lines = |line: &str| ledger.lines().iter().filter(|noted| *noted == line).count();
     let worker = db.known_worker(options(&ledger)).await?;
     db.run(r#"SELECT pg_task.enqueue('{"Test":{"Linger":{"key":"a"}}}')"#).await?;
@@ -81,10 +80,7 @@ async fn a_step_whose_task_was_given_to_another_worker_does_not_end_it_when_that
     // While the worker sleeps, the server forgets what it holds, and another worker takes it; its call does not come to its end.
     db.run("UPDATE pg_task.task SET locked_by = NULL, locked_at = NULL").await?;
     worker.signal("STOP")?;
-    db.pool.close().await;
-    server.stop(Stop::Immediate)?;
-    server.start()?;
-    let db = Database::attach(&server, &name).await?;
+    let db = db.restarted(&server, Stop::Immediate).await?;
     let other = "0190aaaa-0000-7000-8000-00000000000b";
     db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
     let mut session = db.session().await?;
@@ -97,10 +93,7 @@ async fn a_step_whose_task_was_given_to_another_worker_does_not_end_it_when_that
     while lines("a cancelled") == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    db.pool.close().await;
-    server.stop(Stop::Immediate)?;
-    server.start()?;
-    let db = Database::attach(&server, &name).await?;
+    let db = db.restarted(&server, Stop::Immediate).await?;
     while lines("a begins") < 2 {
         assert_eq!(
             db.ask("SELECT count(*) FROM pg_task.task").await?,

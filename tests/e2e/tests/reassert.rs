@@ -53,25 +53,16 @@ async fn a_task_that_its_worker_is_told_to_drop_is_handed_out_again() -> Result<
 async fn an_attempt_that_was_counted_when_it_was_made_is_not_counted_again_after_a_restart() -> Result<()> {
     let server = own_server("e2e-counted", &["pg_task.settle_time = 0"])?;
     let db = Database::create(&server).await?;
-    let name = db.ask("SELECT current_database()").await?;
     db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}') FROM generate_series(1, 2)"#).await?;
-    db.pool.close().await;
-    server.stop(Stop::Immediate)?;
-    server.start()?;
     // The row may be what took the server down: its next attempt is counted in advance.
-    let db = Database::attach(&server, &name).await?;
-    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    let db = db.restarted(&server, Stop::Immediate).await?;
     let mut one = session(&db).await?;
     let (done, its_fence, its_token) = claim(&db, &mut one).await?;
     let (id, fence, token) = claim(&db, &mut one).await?;
     assert_eq!(db.ask("SELECT string_agg(tried::text, ' ') FROM pg_task.task").await?, "1 1");
     drop(one);
-    db.pool.close().await;
-    server.stop(Stop::Fast)?;
-    server.start()?;
     // The server has forgotten the claims; the worker lives on and brings a failure, and what has succeeded.
-    let db = Database::attach(&server, &name).await?;
-    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    let db = db.restarted(&server, Stop::Fast).await?;
     db.run(&format!(
         "SELECT pg_task.exchange('{WORKER}', 0, '{{{id},{done}}}', '{{{fence},{its_fence}}}', '{{{token},{its_token}}}', '{{3,0}}', NULL, '{{0,0}}')"
     ))
@@ -91,16 +82,11 @@ async fn an_attempt_that_was_counted_when_it_was_made_is_not_counted_again_after
 async fn an_attempt_that_was_counted_after_a_crash_stays_counted_when_it_is_given_back() -> Result<()> {
     let server = own_server("e2e-given-back", &["pg_task.settle_time = 0"])?;
     let mut db = Database::create(&server).await?;
-    let name = db.ask("SELECT current_database()").await?;
     db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}')"#).await?;
     let mut crashes = 0;
     for give_back in ["leave", "result", "forgotten"] {
-        db.pool.close().await;
-        server.stop(Stop::Immediate)?;
-        server.start()?;
         crashes += 1;
-        db = Database::attach(&server, &name).await?;
-        db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+        db = db.restarted(&server, Stop::Immediate).await?;
         let mut one = session(&db).await?;
         let (id, fence, token) = claim(&db, &mut one).await?;
         let row = "SELECT tried || ' ' || (locked_by IS NULL)::text FROM pg_task.task";
@@ -144,7 +130,6 @@ async fn tokens_outgrow_those_of_a_server_whose_dump_was_restored() -> Result<()
 async fn a_worker_that_is_only_asked_about_a_task_says_so_after_a_crash_of_the_server() -> Result<()> {
     let server = own_server("e2e-asked", &["pg_task.settle_time = 0"])?;
     let db = Database::create(&server).await?;
-    let name = db.ask("SELECT current_database()").await?;
     db.run(r#"SELECT pg_task.enqueue('{"A": {"B": 1}}', options => '{"deadline": "2020-01-01T00:00:00Z"}')"#)
         .await?;
     let register = format!("SELECT pg_task.register('{WORKER}', gives_up => true");
@@ -152,11 +137,7 @@ async fn a_worker_that_is_only_asked_about_a_task_says_so_after_a_crash_of_the_s
     sqlx::raw_sql(AssertSqlSafe(format!("{register})"))).execute(&mut one).await?;
     let (id, fence, token) = claim(&db, &mut one).await?;
     drop(one);
-    db.pool.close().await;
-    server.stop(Stop::Immediate)?;
-    server.start()?;
-    let db = Database::attach(&server, &name).await?;
-    db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    let db = db.restarted(&server, Stop::Immediate).await?;
     let mut one = PgConnection::connect(&db.url).await?;
     let held = format!(
         "{register}, held_ids => '{{{id}}}', held_fences => '{{{fence}}}', held_tokens => '{{{token}}}')"
@@ -174,16 +155,12 @@ async fn a_worker_that_is_only_asked_about_a_task_says_so_after_a_crash_of_the_s
 async fn after_a_crash_no_call_hands_out_more_than_was_asked_for_or_than_an_answer_holds() -> Result<()> {
     let server = own_server("e2e-no-more", &["pg_task.settle_time = 0"])?;
     let db = Database::create(&server).await?;
-    let name = db.ask("SELECT current_database()").await?;
     db.run(
         r#"SELECT pg_task.enqueue('{"A": {"B": 1}}') FROM generate_series(1, 9);
         SELECT pg_task.enqueue(jsonb_build_object('A', jsonb_build_object('B', repeat('x', 1000000)))) FROM generate_series(1, 20)"#,
     )
     .await?;
-    db.pool.close().await;
-    server.stop(Stop::Immediate)?;
-    server.start()?;
-    let db = Database::attach(&server, &name).await?;
+    let db = db.restarted(&server, Stop::Immediate).await?;
     db.until("SELECT ready = 29 FROM pg_task.scheduler").await?;
     let mut one = session(&db).await?;
     let mut ask = async |want: u32| {
