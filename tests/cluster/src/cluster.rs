@@ -32,13 +32,21 @@ pub struct Cluster {
     folder: PathBuf,
     tree: Tree,
     account: Option<Account>,
-    port: u16,
+    port: Port,
     password: String,
     keep: bool,
 }
 
 /// The ports that are tried, in this order.
 const PORTS: std::ops::Range<u16> = 54_329..54_529;
+
+/// A port, kept for as long as this process has the cluster: also while the server is down.
+#[derive(Debug)]
+struct Port {
+    number: u16,
+    /// Locked against other processes that look for ports. None for a cluster that was found, or where no file can be made.
+    _claim: Option<fs::File>,
+}
 
 const USER: &str = "postgres";
 
@@ -71,7 +79,7 @@ impl Cluster {
     /// A cluster of a name with the same password, of which only the folder is there. An old one is removed.
     pub(crate) fn sibling(&self, name: &str) -> anyhow::Result<Self> {
         let (cluster, _) = Self::prepare(&self.tree, name, self.password.clone())?;
-        fs::write(cluster.folder.join("port"), cluster.port.to_string())?;
+        fs::write(cluster.folder.join("port"), cluster.port.number.to_string())?;
         Ok(cluster)
     }
 
@@ -107,12 +115,19 @@ impl Cluster {
         })?;
         let password = fs::read_to_string(folder.join("password"))?;
         let account = Account::for_server()?;
-        Ok(Self { folder, tree: tree.clone(), account, port: port.trim().parse()?, password, keep: true })
+        Ok(Self {
+            folder,
+            tree: tree.clone(),
+            account,
+            port: Port { number: port.trim().parse()?, _claim: None },
+            password,
+            keep: true,
+        })
     }
 
     /// The connection URL of a database.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", self.password, self.port)
+        format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", self.password, self.port.number)
     }
 
     /// The password of the superuser.
@@ -129,7 +144,7 @@ impl Cluster {
 
     /// The port on the loopback address.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number
     }
 
     /// The server's log file.
@@ -258,7 +273,7 @@ impl Cluster {
         }
         let mut lines = vec![
             "listen_addresses = '127.0.0.1'".to_owned(),
-            format!("port = {}", self.port),
+            format!("port = {}", self.port.number),
             "unix_socket_directories = ''".to_owned(),
             "shared_preload_libraries = 'pg_task'".to_owned(),
             "max_prepared_transactions = 10".to_owned(),
@@ -268,7 +283,7 @@ impl Cluster {
         let conf = self.data().join("postgresql.conf");
         let text = fs::read_to_string(&conf)?;
         fs::write(&conf, format!("{text}\n{}\n", lines.join("\n")))?;
-        fs::write(self.folder.join("port"), self.port.to_string())?;
+        fs::write(self.folder.join("port"), self.port.number.to_string())?;
         Ok(())
     }
 
@@ -292,18 +307,30 @@ impl Drop for Cluster {
     }
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    /// Several clusters may be made at the same moment: no port is looked at twice.
+/// A port that nobody listens on and no other cluster has.
+fn free_port() -> anyhow::Result<Port> {
+    /// Several clusters may be made at the same moment: each looks somewhere else.
     static NEXT: AtomicU16 = AtomicU16::new(0);
 
     // Other processes look for ports too, perhaps at this moment: each begins somewhere else.
     let begin = std::process::id() * 7;
     let count = u32::from(PORTS.end - PORTS.start);
-    std::iter::repeat_with(|| u32::from(NEXT.fetch_add(1, Ordering::Relaxed)))
-        .take_while(|&tried| tried < count)
-        .map(|tried| PORTS.start + ((begin + tried) % count) as u16)
-        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+    std::iter::repeat_with(|| begin + u32::from(NEXT.fetch_add(1, Ordering::Relaxed)))
+        .take(PORTS.len())
+        .filter_map(|number| claim(PORTS.start + (number % count) as u16))
+        .find(|port| TcpListener::bind(("127.0.0.1", port.number)).is_ok())
         .context("every port from 54329 to 54528 is in use")
+}
+
+/// A port, unless another cluster has it.
+fn claim(number: u16) -> Option<Port> {
+    let path = std::env::temp_dir().join(format!("pg_task_port_{number}"));
+    // Another user's file cannot be opened: then who listens has the port.
+    let claim = fs::File::options().create(true).append(true).open(path).ok();
+    match claim.as_ref().map(fs::File::try_lock) {
+        Some(Err(_)) => None,
+        _ => Some(Port { number, _claim: claim }),
+    }
 }
 
 fn random_password() -> anyhow::Result<String> {
