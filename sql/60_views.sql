@@ -78,8 +78,10 @@ CREATE VIEW pg_task.schedules AS
             WHERE t.id OPERATOR(pg_catalog.=) ANY (s.tasks) AND t.error IS NULL) AS unfinished,
            pg_catalog.cardinality(s.waiting) AS waiting,
            s.fired, s.skipped, s.error,
-           (SELECT pg_catalog.concat(a.key, '/', b.key)
-            FROM pg_catalog.jsonb_each(s.step) AS a, LATERAL pg_catalog.jsonb_each(a.value) AS b) AS step,
+           -- Each object has one key; the limits say so to the planner.
+           (SELECT pg_catalog.concat(a.key, '/', (
+                SELECT b.key FROM pg_catalog.jsonb_object_keys(s.step OPERATOR(pg_catalog.->) a.key) AS b (key) LIMIT 1))
+            FROM pg_catalog.jsonb_object_keys(s.step) AS a (key) LIMIT 1) AS step,
            s.queue, s.declared_by
     FROM pg_task.schedule AS s;
 COMMENT ON VIEW pg_task.schedules IS 'Schedules: when each ticks next, and what became of its last ticks';
@@ -140,8 +142,12 @@ COMMENT ON COLUMN pg_task.scheduler.lost IS 'Claims of workers that were lost';
 COMMENT ON COLUMN pg_task.scheduler.rescans IS 'Times that the table was read again because hints were lost';
 
 -- A loose index scan finds the queues: one index descent each, however many tasks there are. Every number counts up to
--- 10,000 and then stops, so that the view stays cheap under a deep backlog.
-CREATE VIEW pg_task.queues AS
+-- 10,000 and then stops, so that the view stays cheap under a deep backlog. The planner cannot know how few steps such a walk
+-- takes and would have its expressions compiled, which takes a hundred times longer than the walk.
+CREATE FUNCTION pg_task.queue_depths()
+    RETURNS TABLE (queue text, due bigint, asleep bigint, failed bigint, oldest_due timestamptz)
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER COST 1000 ROWS 20
+    SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     WITH RECURSIVE queue_names AS (
         (SELECT t.queue FROM pg_task.task AS t WHERE t.error IS NULL ORDER BY t.queue LIMIT 1)
         UNION ALL
@@ -206,12 +212,24 @@ CREATE VIEW pg_task.queues AS
         GROUP BY p.queue
     )
     SELECT n.queue,
-           COALESCE(l.due, 0) AS due,
-           COALESCE(l.asleep, 0) AS asleep,
+           COALESCE(l.due, 0),
+           COALESCE(l.asleep, 0),
            (SELECT pg_catalog.count(*) FROM (
                 SELECT 1 FROM pg_task.task AS t
-                WHERE t.error IS NOT NULL AND t.queue OPERATOR(pg_catalog.=) n.queue LIMIT 10000) AS x) AS failed,
-           l.oldest AS oldest_due,
+                WHERE t.error IS NOT NULL AND t.queue OPERATOR(pg_catalog.=) n.queue LIMIT 10000) AS x),
+           l.oldest
+    FROM names AS n
+    LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue
+$$;
+COMMENT ON FUNCTION pg_task.queue_depths() IS
+    'How many tasks each queue has that are due, asleep or parked, each counted up to 10,000 per priority: part of pg_task.queues';
+
+CREATE VIEW pg_task.queues AS
+    SELECT d.queue,
+           d.due,
+           d.asleep,
+           d.failed,
+           d.oldest_due,
            COALESCE(m.running, 0) AS running,
            s.concurrency,
            s.rate,
@@ -226,10 +244,9 @@ CREATE VIEW pg_task.queues AS
            s.key_rate,
            s.key_rate_interval,
            s.key_burst
-    FROM names AS n
-    LEFT JOIN live AS l ON l.queue OPERATOR(pg_catalog.=) n.queue
-    LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) n.queue
-    LEFT JOIN pg_task.queue_states() AS m ON m.queue OPERATOR(pg_catalog.=) n.queue;
+    FROM pg_task.queue_depths() AS d
+    LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) d.queue
+    LEFT JOIN pg_task.queue_states() AS m ON m.queue OPERATOR(pg_catalog.=) d.queue;
 COMMENT ON VIEW pg_task.queues IS
     'Each queue that has tasks or settings. Its depth: due (claimed ones included), asleep, failed, each counted up to 10,000 per priority; oldest_due is the earliest wakeup_at. What runs, its limits, and whether it is paused. The row * is what is set for all queues together';
 COMMENT ON COLUMN pg_task.queues.queue IS 'The queue';

@@ -132,6 +132,9 @@ fn from_debian_13() -> anyhow::Result<()> {
             patch(&program, &libraries, Some(&loader))?;
         }
     }
+    // Without the compiler of expressions, which would need LLVM, PostgreSQL interprets them.
+    fs::remove_file(folder.join("usr/lib/postgresql/17/lib/llvmjit.so"))
+        .context("failed to remove the compiler of expressions")?;
     fs::remove_dir_all(&work).context("failed to remove the packages")
 }
 

@@ -232,7 +232,7 @@ async fn what_runs_as_the_owner_pins_its_search_path_and_is_not_for_everyone() -
     assert_eq!(
         db.ask("SELECT count(*) FROM pg_proc WHERE pronamespace = 'pg_task'::regnamespace AND prosecdef")
             .await?,
-        "9"
+        "10"
     );
     // Names in the schema of temporary objects come first for tables: none of ours is looked for without its schema.
     let mut session = login(&db, "temp_attacker").await?;

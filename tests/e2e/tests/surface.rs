@@ -175,3 +175,31 @@ async fn every_object_of_the_extension_has_a_comment() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn no_view_looks_so_costly_that_the_server_compiles_it_before_it_is_read() -> Result<()> {
+    let db = Database::create(shared_server("e2e-surface")).await?;
+    // `jit_above_cost`. Compiling takes the better part of a second, reading some milliseconds.
+    let limit: f64 = db.ask("SELECT current_setting('jit_above_cost')").await?.parse()?;
+    let fill = r#"
+        INSERT INTO pg_task.task (queue, priority, step, options, wakeup_at)
+        SELECT 'queue ' || i % 20, i % 3, '{"A": {"B": 1}}',
+               CASE i % 3 WHEN 1 THEN jsonb_build_object('key', 'k' || i % 100) WHEN 2 THEN jsonb_build_object('group', 'g' || i % 100) END,
+               now() + interval '1 day'
+        FROM generate_series(1, 20000) AS i;
+        SELECT pg_task.set_schedule('s' || i, '@yearly', '{"A": {"B": 1}}') FROM generate_series(1, 500) AS i;
+        SELECT pg_task.set_queue('queue ' || i, concurrency => 5) FROM generate_series(1, 20) AS i;
+        ANALYZE"#;
+    for fill in ["", fill] {
+        db.run(fill).await?;
+        let views =
+            db.ask("SELECT string_agg(viewname, ' ') FROM pg_views WHERE schemaname = 'pg_task'").await?;
+        for view in views.split(' ') {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN TABLE pg_task.{view}"));
+            let plan: String = sqlx::query_scalar(explain).fetch_one(&db.pool).await?;
+            let cost = plan.split_once("..").and_then(|(_, rest)| rest.split_once(' ')).context("a cost")?.0;
+            assert!(cost.parse::<f64>()? < limit, "{view}: {plan}");
+        }
+    }
+    Ok(())
+}
