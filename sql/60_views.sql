@@ -143,11 +143,11 @@ COMMENT ON COLUMN pg_task.scheduler.rescans IS 'Times that the table was read ag
 
 -- A loose index scan finds the queues: one index descent each, however many tasks there are. Every number counts up to
 -- 10,000 and then stops, so that the view stays cheap under a deep backlog. The planner cannot know how few steps such a walk
--- takes and would have its expressions compiled, which takes a hundred times longer than the walk.
+-- takes: it would have expressions compiled, which takes a hundred times longer than the walk, or read more of the table than is counted.
 CREATE FUNCTION pg_task.queue_depths()
     RETURNS TABLE (queue text, due bigint, asleep bigint, failed bigint, oldest_due timestamptz)
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER COST 1000 ROWS 20
-    SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+    SET search_path = pg_catalog, pg_temp SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
     WITH RECURSIVE queue_names AS (
         (SELECT t.queue FROM pg_task.task AS t WHERE t.error IS NULL ORDER BY t.queue LIMIT 1)
         UNION ALL
@@ -270,7 +270,12 @@ COMMENT ON COLUMN pg_task.queues.key_burst IS 'The most hand-outs of key_rate th
 COMMENT ON COLUMN pg_task.queues.opens_at IS 'When its rate, or the time after a start, lets the next due task go; NULL when neither holds it back';
 
 -- A loose index scan finds the groups: one index descent each. What waits is counted up to 10,000.
-CREATE VIEW pg_task.groups AS
+CREATE FUNCTION pg_task.group_depths()
+    RETURNS TABLE (
+        group_key text, head uuid, head_state text, head_wakeup_at timestamptz, head_queue text, head_error text, waiting bigint
+    )
+    LANGUAGE sql STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    SET search_path = pg_catalog, pg_temp SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
     WITH RECURSIVE heads AS (
         (SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) AS hash, t.id
          FROM pg_task.task AS t WHERE t.options OPERATOR(pg_catalog.?) 'group'
@@ -300,7 +305,13 @@ CREATE VIEW pg_task.groups AS
                   AND pg_catalog.hashtextextended((w.options OPERATOR(pg_catalog.->>) 'group') COLLATE "C", 0) OPERATOR(pg_catalog.=) h.hash
                   AND w.id OPERATOR(pg_catalog.>) h.id LIMIT 10000) AS x) AS waiting
     FROM heads AS h
-    JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) h.id;
+    JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) h.id
+$$;
+COMMENT ON FUNCTION pg_task.group_depths() IS 'The groups that have tasks, the first of each and how many wait for it: part of pg_task.groups';
+
+CREATE VIEW pg_task.groups AS
+    SELECT d.group_key, d.head, d.head_state, d.head_wakeup_at, d.head_queue, d.head_error, d.waiting
+    FROM pg_task.group_depths() AS d;
 COMMENT ON VIEW pg_task.groups IS
     'Each group that has tasks: the oldest of them, for which all others wait, how it is, and how many wait (counted up to 10,000). docs/groups.md';
 COMMENT ON COLUMN pg_task.groups.group_key IS 'The name of the group: the option "group" of its tasks';
@@ -312,7 +323,10 @@ COMMENT ON COLUMN pg_task.groups.head_error IS 'Why it is parked';
 COMMENT ON COLUMN pg_task.groups.waiting IS 'Tasks behind it';
 
 -- A loose index scan finds the keys: one index descent each. What is due is counted up to 10,000.
-CREATE VIEW pg_task.keys AS
+CREATE FUNCTION pg_task.key_depths()
+    RETURNS TABLE (queue text, key text, hash bigint, due bigint, running bigint)
+    LANGUAGE sql STABLE PARALLEL RESTRICTED COST 1000 ROWS 100
+    SET search_path = pg_catalog, pg_temp SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
     WITH RECURSIVE firsts AS (
         (SELECT pg_catalog.hashtextextended((t.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(t.queue, 0)) AS hash, t.id
          FROM pg_task.task AS t WHERE t.error IS NULL AND t.options OPERATOR(pg_catalog.?) 'key'
@@ -334,23 +348,33 @@ CREATE VIEW pg_task.keys AS
         GROUP BY 1
     )
     SELECT t.queue,
-           t.options OPERATOR(pg_catalog.->>) 'key' AS key,
+           t.options OPERATOR(pg_catalog.->>) 'key',
+           f.hash,
            (SELECT pg_catalog.count(*) FROM (
                 SELECT FROM pg_task.task AS d
                 WHERE d.error IS NULL AND d.options OPERATOR(pg_catalog.?) 'key'
                   AND pg_catalog.hashtextextended((d.options OPERATOR(pg_catalog.->>) 'key') COLLATE "C", pg_catalog.hashtextextended(d.queue, 0)) OPERATOR(pg_catalog.=) f.hash
-                  AND d.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT 10000) AS x) AS due,
-           COALESCE(r.running, 0) AS running,
+                  AND d.wakeup_at OPERATOR(pg_catalog.<=) pg_catalog.now() LIMIT 10000) AS x),
+           COALESCE(r.running, 0)
+    FROM firsts AS f
+    JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) f.id
+    LEFT JOIN running AS r ON r.hash OPERATOR(pg_catalog.=) f.hash
+$$;
+COMMENT ON FUNCTION pg_task.key_depths() IS 'The keys that have tasks, and how many of them are due and run: part of pg_task.keys';
+
+CREATE VIEW pg_task.keys AS
+    SELECT d.queue,
+           d.key,
+           d.due,
+           d.running,
            s.key_concurrency,
            s.key_rate,
            s.key_rate_interval,
            s.key_burst,
-           CASE WHEN s.key_concurrency IS NOT NULL OR s.key_rate IS NOT NULL THEN pg_task.key_opens_at(t.queue, f.hash) END AS opens_at,
-           COALESCE((s.key_weights OPERATOR(pg_catalog.->>) (t.options OPERATOR(pg_catalog.->>) 'key'))::pg_catalog.numeric::pg_catalog.int4, 1) AS weight
-    FROM firsts AS f
-    JOIN pg_task.task AS t ON t.id OPERATOR(pg_catalog.=) f.id
-    LEFT JOIN running AS r ON r.hash OPERATOR(pg_catalog.=) f.hash
-    LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) t.queue;
+           CASE WHEN s.key_concurrency IS NOT NULL OR s.key_rate IS NOT NULL THEN pg_task.key_opens_at(d.queue, d.hash) END AS opens_at,
+           COALESCE((s.key_weights OPERATOR(pg_catalog.->>) d.key)::pg_catalog.numeric::pg_catalog.int4, 1) AS weight
+    FROM pg_task.key_depths() AS d
+    LEFT JOIN pg_task.queue AS s ON s.name OPERATOR(pg_catalog.=) d.queue;
 COMMENT ON VIEW pg_task.keys IS
     'Each key that has tasks which are not parked: how many are due, the running ones included (counted up to 10,000), how many run, its limits, and when its rate lets the next one go. docs/keys.md';
 COMMENT ON COLUMN pg_task.keys.queue IS 'The queue to which the key belongs';

@@ -90,7 +90,7 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT INSERT, DELETE, UPDATE ON pg_task.queue, pg_task.step_limit TO %s', role);
     EXECUTE pg_catalog.format('GRANT DELETE ON pg_task.unique_key TO %s', role);
     EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION pg_task.set_queue(text, integer, integer, interval, integer, integer, jsonb, interval, interval, integer, interval, integer, jsonb),
-        pg_task.pause_queue(text), pg_task.resume_queue(text), pg_task.drop_queue(text), pg_task.queue_depths(), pg_task.queue_states(),
+        pg_task.pause_queue(text), pg_task.resume_queue(text), pg_task.drop_queue(text), pg_task.queue_depths(), pg_task.key_depths(), pg_task.group_depths(), pg_task.queue_states(),
         pg_task.limit_step(text, integer), pg_task.step_running(text), pg_task.key_opens_at(text, bigint) TO %s', role);
 END $$;
 COMMENT ON FUNCTION pg_task.grant_administer(regrole) IS 'Lets a role see everything, resume, cancel, edit tasks, set, pause and resume queues, and stop workers';

@@ -186,7 +186,7 @@ async fn no_view_looks_so_costly_that_the_server_compiles_it_before_it_is_read()
         SELECT 'queue ' || i % 20, i % 3, '{"A": {"B": 1}}',
                CASE i % 3 WHEN 1 THEN jsonb_build_object('key', 'k' || i % 100) WHEN 2 THEN jsonb_build_object('group', 'g' || i % 100) END,
                now() + interval '1 day'
-        FROM generate_series(1, 20000) AS i;
+        FROM generate_series(1, 100000) AS i;
         SELECT pg_task.set_schedule('s' || i, '@yearly', '{"A": {"B": 1}}') FROM generate_series(1, 500) AS i;
         SELECT pg_task.set_queue('queue ' || i, concurrency => 5) FROM generate_series(1, 20) AS i;
         ANALYZE"#;
