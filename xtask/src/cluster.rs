@@ -94,9 +94,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
 fn start(name: &str) -> anyhow::Result<()> {
     let tree = build::tree()?;
     let cluster = match Cluster::attach(&tree, name) {
-        Ok(cluster) => {
+        Ok(mut cluster) => {
             // A new build of the library is loaded at the server's start only.
             cluster.stop(Stop::Fast)?;
+            cluster.ensure_port()?;
             cluster.start()?;
             cluster
         }

@@ -78,9 +78,7 @@ impl Cluster {
 
     /// A cluster of a name with the same password, of which only the folder is there. An old one is removed.
     pub(crate) fn sibling(&self, name: &str) -> anyhow::Result<Self> {
-        let (cluster, _) = Self::prepare(&self.tree, name, self.password.clone())?;
-        fs::write(cluster.folder.join("port"), cluster.port.number.to_string())?;
-        Ok(cluster)
+        Ok(Self::prepare(&self.tree, name, self.password.clone())?.0)
     }
 
     fn prepare(tree: &Tree, name: &str, password: String) -> anyhow::Result<(Self, PathBuf)> {
@@ -192,6 +190,27 @@ impl Cluster {
         Command::new(self.tree.program(name))
     }
 
+    /// Takes another port if someone else listens on this one by now. For a server that is down.
+    ///
+    /// # Errors
+    /// When no port is free, or its settings cannot be written.
+    pub fn ensure_port(&mut self) -> anyhow::Result<()> {
+        if TcpListener::bind(("127.0.0.1", self.port.number)).is_ok() {
+            return Ok(());
+        }
+        self.port = free_port()?;
+        self.write_port()
+    }
+
+    /// Makes the server listen on the cluster's port from its next start on.
+    pub(crate) fn write_port(&self) -> anyhow::Result<()> {
+        let conf = self.data().join("postgresql.conf");
+        let text = fs::read_to_string(&conf)?;
+        fs::write(&conf, format!("{text}\nport = {}\n", self.port.number))?;
+        fs::write(self.folder.join("port"), self.port.number.to_string())?;
+        Ok(())
+    }
+
     /// Starts the server and waits until it accepts connections.
     ///
     /// # Errors
@@ -273,7 +292,6 @@ impl Cluster {
         }
         let mut lines = vec![
             "listen_addresses = '127.0.0.1'".to_owned(),
-            format!("port = {}", self.port.number),
             "unix_socket_directories = ''".to_owned(),
             "shared_preload_libraries = 'pg_task'".to_owned(),
             "max_prepared_transactions = 10".to_owned(),
@@ -283,8 +301,7 @@ impl Cluster {
         let conf = self.data().join("postgresql.conf");
         let text = fs::read_to_string(&conf)?;
         fs::write(&conf, format!("{text}\n{}\n", lines.join("\n")))?;
-        fs::write(self.folder.join("port"), self.port.number.to_string())?;
-        Ok(())
+        self.write_port()
     }
 
     pub(crate) fn command(&self, program: &str) -> Command {

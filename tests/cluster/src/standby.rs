@@ -1,7 +1,5 @@
 //! A standby: a copy of a cluster that follows it.
 
-use std::fs;
-
 use anyhow::Context;
 use anyhow::bail;
 
@@ -30,9 +28,7 @@ impl Cluster {
         if !output.status.success() {
             bail!("pg_basebackup failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        let conf = standby.data().join("postgresql.conf");
-        let text = fs::read_to_string(&conf)?;
-        fs::write(&conf, format!("{text}\nport = {}\n", standby.port()))?;
+        standby.write_port()?;
         standby.start()?;
         Ok(standby)
     }
