@@ -22,56 +22,89 @@ use crate::setup;
 const CARGO_PGRX: &str = "0.18.1";
 
 pub fn run(majors: &[u32]) -> anyhow::Result<()> {
-    let began = Instant::now();
-    let mut stages = 0;
-    let mut stage = |name: &str| {
-        stages += 1;
-        println!("\n== {name} ({} s so far)", began.elapsed().as_secs());
-    };
-    stage("what is needed");
+    let mut stages = Stages::begin();
+    stages.say("what is needed");
     let installs =
         majors.iter().map(|&major| majors::ensure(major)).collect::<anyhow::Result<Vec<PgInstall>>>()?;
-    stage("unit, property and documentation tests");
-    setup::run(cargo().args([
-        "test",
-        "--workspace",
-        "--no-fail-fast",
-        "--exclude",
-        "pg_task",
-        "--exclude",
-        "pg_task_e2e",
-    ]))?;
-    stage("the SQL and the dependencies, audited");
-    audit::run()?;
-    stage("a Python environment");
+    stages.run("unit, property and documentation tests", || {
+        setup::run(cargo().args([
+            "test",
+            "--workspace",
+            "--no-fail-fast",
+            "--exclude",
+            "pg_task",
+            "--exclude",
+            "pg_task_e2e",
+        ]))
+    });
+    stages.run("the SQL and the dependencies, audited", audit::run);
+    stages.say("a Python environment");
     python::ensure()?;
     for install in &installs {
         let major = install.major;
-        stage(&format!("PostgreSQL {major}: the extension, built and put into a private tree"));
+        stages.say(&format!("PostgreSQL {major}: the extension, built and put into a private tree"));
         build::tree_of(install)?;
-        stage(&format!("PostgreSQL {major}: end-to-end tests with real clusters and real worker processes"));
-        setup::run(
-            cargo()
-                .args(["test", "--no-fail-fast", "--package", "pg_task_e2e"])
-                .env("PG_TASK_MAJOR", major.to_string()),
-        )?;
-        stage(&format!("PostgreSQL {major}: tests inside the server"));
-        inside_the_server(install)?;
+        stages.run(
+            &format!("PostgreSQL {major}: end-to-end tests with real clusters and real worker processes"),
+            || {
+                setup::run(
+                    cargo()
+                        .args(["test", "--no-fail-fast", "--package", "pg_task_e2e"])
+                        .env("PG_TASK_MAJOR", major.to_string()),
+                )
+            },
+        );
+        stages.run(&format!("PostgreSQL {major}: tests inside the server"), || inside_the_server(install));
     }
     if majors.contains(&DEFAULT_MAJOR) {
-        stage("faults under load: a fixed seed and a fresh one");
-        fault::test()?;
+        stages.run("faults under load: a fixed seed and a fresh one", fault::test);
     }
     if [16, 18].iter().all(|major| majors.contains(major)) {
-        stage("pg_upgrade from PostgreSQL 16 to 18");
-        let upgrade = ["test", "--package", "pg_task_e2e", "--test", "upgrade", "--", "--ignored"];
-        setup::run(cargo().args(upgrade))?;
+        stages.run("pg_upgrade from PostgreSQL 16 to 18", || {
+            let upgrade = ["test", "--package", "pg_task_e2e", "--test", "upgrade", "--", "--ignored"];
+            setup::run(cargo().args(upgrade))
+        });
     }
-    println!(
-        "\ntest result: ok. {stages} stages passed; 0 failed; finished in {} s",
-        began.elapsed().as_secs()
-    );
-    Ok(())
+    stages.end()
+}
+
+/// The stages of a run. One that fails does not keep the others from being run.
+struct Stages {
+    began: Instant,
+    passed: usize,
+    failed: Vec<String>,
+}
+
+impl Stages {
+    fn begin() -> Self {
+        Self { began: Instant::now(), passed: 0, failed: Vec::new() }
+    }
+
+    fn say(&self, name: &str) {
+        println!("\n== {name} ({} s so far)", self.began.elapsed().as_secs());
+    }
+
+    fn run(&mut self, name: &str, work: impl FnOnce() -> anyhow::Result<()>) {
+        self.say(name);
+        match work() {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                println!("\n{name}: FAILED: {error:#}");
+                self.failed.push(name.to_owned());
+            }
+        }
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        let Self { began, passed, failed } = self;
+        let (word, seconds) = (if failed.is_empty() { "ok" } else { "FAILED" }, began.elapsed().as_secs());
+        println!(
+            "\ntest result: {word}. {passed} stages passed; {} failed; finished in {seconds} s",
+            failed.len()
+        );
+        anyhow::ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
+        Ok(())
+    }
 }
 
 /// The `#[pg_test]`s, through cargo-pgrx.
