@@ -176,3 +176,30 @@ async fn other_results_get_through(name: &str, lease: Duration) -> Result<()> {
     assert_eq!(lines.iter().filter(|line| *line == "a begins").count(), 8, "each ran once: {lines:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_call_that_writes_after_it_has_looked_into_an_index_is_no_deadlock_with_reindex() -> Result<()> {
+    let server = own_server("e2e-locks-reindex", &[])?;
+    let db = Database::create(&server).await?;
+    let mut worker = db.session().await?;
+    worker.run(&format!("SELECT pg_task.register({WORKER})")).await?;
+    enqueue(&db, 1).await?;
+    db.until("SELECT ready = 1 FROM pg_task.scheduler").await?;
+    worker.run("BEGIN").await?;
+    let claim = worker
+        .ask(&format!("SELECT fence || ', ' || token FROM pg_task.exchange({WORKER}, 1) WHERE event = 0"))
+        .await?;
+    let (fence, token) = claim.split_once(", ").context("it was handed out")?;
+    let mut user = db.session().await?;
+    let reindex = tokio::spawn(async move { user.run("REINDEX TABLE pg_task.task").await });
+    db.until(
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'REINDEX%'",
+    )
+    .await?;
+    // Had it not the lock of a writer yet, it would wait for the table, which REINDEX had locked, and REINDEX for the index.
+    let bring =
+        format!("SELECT pg_task.exchange({WORKER}, 0, ARRAY[{}], ARRAY[{fence}], ARRAY[{token}])", row(1));
+    worker.run(&format!("{bring}; COMMIT")).await?;
+    reindex.await??;
+    db.until_done().await
+}
