@@ -157,6 +157,8 @@ async fn every_object_of_the_extension_has_a_comment() -> Result<()> {
                 WHERE a.attnum > 0 AND NOT a.attisdropped AND NOT c.relispartition
             UNION SELECT 'pg_class'::regclass, i.indexrelid, 0 FROM pg_index AS i JOIN member AS m ON m.objid = i.indrelid
             UNION SELECT 'pg_constraint'::regclass, k.oid, 0 FROM pg_constraint AS k JOIN member AS m ON m.objid = k.conrelid
+                -- From PostgreSQL 18 on NOT NULL is a constraint too; the column says it.
+                WHERE k.contype <> 'n'
             UNION SELECT 'pg_trigger'::regclass, t.oid, 0 FROM pg_trigger AS t JOIN member AS m ON m.objid = t.tgrelid
                 WHERE NOT t.tgisinternal
         )
