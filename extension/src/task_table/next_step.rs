@@ -43,9 +43,11 @@ impl TaskTable {
         if self.prune() && !self.fetch_at(place) {
             return None;
         }
+        if !self.is_untouched() {
+            return None;
+        }
         // SAFETY: the slot holds the row, whose values stay in its buffer; the new values have their columns' types. The access method
-        // checks the row again under the buffer's lock, and does not wait: another transaction's change is reported, nothing is
-        // written then.
+        // checks the row again under the buffer's lock: another transaction's change is reported, nothing is written then.
         unsafe {
             let descriptor = (*self.relation).rd_att;
             let columns = (*descriptor).natts as usize;
@@ -94,6 +96,21 @@ impl TaskTable {
         true
     }
 
+    /// Whether nobody locks or changes the row in the slot, as far as its header tells. Whoever comes after this look is waited for: a heap can be told
+    /// not to wait for a delete, but not for an update.
+    fn is_untouched(&self) -> bool {
+        // SAFETY: rows of a heap are fetched into slots of this kind, whose tuple lies on the page that they hold pinned. The bits may change
+        // under other processes, which is why they are read once and only as an advice.
+        unsafe {
+            if (*self.slot).tts_ops != &raw const pg_sys::TTSOpsBufferHeapTuple {
+                return false;
+            }
+            let tuple = (*self.slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).base.tuple;
+            let bits = (&raw const (*(*tuple).t_data).t_infomask).read_volatile();
+            u32::from(bits) & pg_sys::HEAP_XMAX_INVALID != 0
+        }
+    }
+
     /// Whether the row was updated, and whether the new one is still to be entered into the indexes.
     ///
     /// # Safety
@@ -113,7 +130,7 @@ impl TaskTable {
             let (lock_mode, changed) = (&raw mut lock_mode, &raw mut changed);
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 let no_check = std::ptr::null_mut();
-                update(relation, tid, next, command, snapshot, no_check, false, failure, lock_mode, changed)
+                update(relation, tid, next, command, snapshot, no_check, true, failure, lock_mode, changed)
             })
         };
         (result == pg_sys::TM_Result::TM_Ok, changed != IndexesChanged::default())

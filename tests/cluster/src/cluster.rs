@@ -284,8 +284,8 @@ impl Cluster {
             .arg("-D")
             .arg(self.data())
             .args(["-U", USER, "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"])
-            .args(options)
-            .arg(format!("--pwfile={}", password_file.display()));
+            .arg(format!("--pwfile={}", password_file.display()))
+            .args(options);
         let output = command.output().context("failed to run initdb")?;
         if !output.status.success() {
             bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());

@@ -274,8 +274,10 @@ async fn pg_upgrade_from_16_to_18_carries_tasks_grants_and_functions() -> Result
     old.pool.close().await;
     old_server.stop(Stop::Fast)?;
     let new_tree = tree_of(18, "pg")?;
-    let new_server =
-        Cluster::create_empty(&new_tree, "e2e-upgrade-18", pg_task_e2e::SETTINGS, &["--no-data-checksums"])?;
+    // pg_upgrade takes one password for both.
+    let password = format!("--pwfile={}", old_server.data().with_file_name("password").display());
+    let options = ["--no-data-checksums", &password];
+    let new_server = Cluster::create_empty(&new_tree, "e2e-upgrade-18", pg_task_e2e::SETTINGS, &options)?;
     let work = new_server.data().with_file_name("pg_upgrade");
     fs::create_dir_all(&work)?;
     let mut command = Command::new(new_tree.program("pg_upgrade"));
