@@ -27,6 +27,8 @@ WITH acl AS (
     UNION ALL SELECT format('view: %s %s', c.oid::regclass, pg_get_viewdef(c.oid)) FROM pg_class AS c
     WHERE c.relnamespace = 'pg_task'::regnamespace AND c.relkind = 'v'
     UNION ALL SELECT format('constraint: %s %s', conname, pg_get_constraintdef(oid)) FROM pg_constraint WHERE connamespace = 'pg_task'::regnamespace
+    -- NOT NULL is said of the columns above; as constraints, from PostgreSQL 18 on, they have names that tell of the server's past.
+    AND contype <> 'n'
     UNION ALL SELECT format('trigger: %s %s', t.tgenabled, pg_get_triggerdef(t.oid)) FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
     WHERE c.relnamespace = 'pg_task'::regnamespace
     UNION ALL SELECT format('function: %s %s', pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc')) FROM pg_proc AS p
