@@ -8,13 +8,15 @@ use crate::Database;
 const OBJECTS: &str = r"
 WITH acl AS (
     SELECT c.oid, 'pg_class'::regclass AS of, unnest(c.relacl)::text AS item FROM pg_class AS c WHERE c.relnamespace = 'pg_task'::regnamespace
-    UNION ALL SELECT p.oid, 'pg_proc'::regclass, unnest(p.proacl)::text FROM pg_proc AS p WHERE p.pronamespace = 'pg_task'::regnamespace
+    UNION ALL SELECT p.oid, 'pg_proc'::regclass, unnest(coalesce(p.proacl, acldefault('f', p.proowner)))::text FROM pg_proc AS p WHERE p.pronamespace = 'pg_task'::regnamespace
     UNION ALL SELECT n.oid, 'pg_namespace'::regclass, unnest(n.nspacl)::text FROM pg_namespace AS n WHERE n.nspname = 'pg_task'
 ), lines AS (
     SELECT format('right: %s %s', pg_describe_object(of, oid, 0), item) AS line FROM acl
     UNION ALL SELECT format('right at installation: %s %s', pg_describe_object(classoid, objoid, objsubid), item)
     FROM pg_init_privs, unnest(initprivs) AS item
-    WHERE classoid = 'pg_proc'::regclass AND objoid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'pg_task'::regnamespace)
+    -- Rights that are those by default may be written out or not.
+    WHERE classoid = 'pg_proc'::regclass
+            AND objoid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'pg_task'::regnamespace AND NOT item = ANY (acldefault('f', proowner)))
        OR classoid = 'pg_class'::regclass AND objoid IN (SELECT oid FROM pg_class WHERE relnamespace = 'pg_task'::regnamespace)
     UNION ALL SELECT format('relation: %s %s %s %s', c.oid::regclass, c.relkind, c.reloptions, obj_description(c.oid, 'pg_class'))
     FROM pg_class AS c WHERE c.relnamespace = 'pg_task'::regnamespace
