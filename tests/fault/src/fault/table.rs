@@ -13,8 +13,24 @@ pub(super) async fn cluster(scene: &Scene, _rng: &mut fastrand::Rng) -> anyhow::
 
 pub(super) async fn reindex(scene: &Scene, rng: &mut fastrand::Rng) -> anyhow::Result<Outcome> {
     let how = if rng.bool() { "CONCURRENTLY " } else { "" };
-    once(scene, &format!("REINDEX TABLE {how}pg_task.task")).await
+    let outcome = once(scene, &format!("REINDEX TABLE {how}pg_task.task")).await?;
+    if outcome == Outcome::Done(0) {
+        scene.insist(DROP_WHAT_IS_LEFT).await?;
+    }
+    Ok(outcome)
 }
+
+/// REINDEX CONCURRENTLY that is interrupted leaves indexes which nobody uses, perhaps in a tablespace that is to be dropped.
+const DROP_WHAT_IS_LEFT: &str = r"DO $$
+    DECLARE
+        left_over regclass;
+    BEGIN
+        FOR left_over IN
+            SELECT indexrelid FROM pg_index WHERE indrelid = 'pg_task.task'::regclass AND NOT indisvalid
+        LOOP
+            EXECUTE format('DROP INDEX %s', left_over);
+        END LOOP;
+    END $$";
 
 /// A terminated session or a deadlock is no failure of ours: then it was not done.
 async fn once(scene: &Scene, sql: &str) -> anyhow::Result<Outcome> {
