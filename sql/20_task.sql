@@ -141,19 +141,16 @@ CREATE TRIGGER task_options BEFORE UPDATE ON pg_task.task
         (old.options IS NULL) OPERATOR(pg_catalog.<>) (new.options IS NULL)
         OR old.options OPERATOR(pg_catalog.<>) new.options
     ) EXECUTE FUNCTION pg_task.on_options();
-CREATE TRIGGER task_error_insert AFTER INSERT ON pg_task.task
-    FOR EACH ROW WHEN (new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
 CREATE TRIGGER task_error_update AFTER UPDATE OF error ON pg_task.task
     FOR EACH ROW WHEN (old.error IS NULL AND new.error IS NOT NULL) EXECUTE FUNCTION pg_task.on_error();
 
 CREATE TRIGGER task_gone AFTER DELETE ON pg_task.task
     FOR EACH ROW WHEN (old.options OPERATOR(pg_catalog.?|) ARRAY['group', 'key']) EXECUTE FUNCTION pg_task.on_gone();
 COMMENT ON TRIGGER task_gone ON pg_task.task IS 'The next task of its group or key may run';
-COMMENT ON TRIGGER task_insert ON pg_task.task IS 'Checks the step; at commit the scheduler hears of the task';
+COMMENT ON TRIGGER task_insert ON pg_task.task IS 'Checks the step; at commit the scheduler hears of the task, or the channel pg_task_error of one that is parked from the start';
 COMMENT ON TRIGGER task_update ON pg_task.task IS
     'A change that no worker made: a run of the old row is refused from now on, and a task that is resumed has all its retries again';
 COMMENT ON TRIGGER task_options ON pg_task.task IS 'Checks the keys of changed options';
-COMMENT ON TRIGGER task_error_insert ON pg_task.task IS 'Announces a task that is parked from the start on the channel pg_task_error';
 COMMENT ON TRIGGER task_error_update ON pg_task.task IS 'Announces a task that was parked on the channel pg_task_error';
 
 -- Also when rows arrive by logical replication or under session_replication_role = replica.

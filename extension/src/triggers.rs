@@ -74,6 +74,16 @@ impl Row<'_> {
         Ok(())
     }
 
+    /// Tells those who listen, and those who wait for its end, at commit, that the task is parked.
+    fn announce_error(&self) {
+        let Some(id) = self.id() else { return };
+        let payload = CString::new(uuid7::text(&id)).expect("an id's text has no zero byte");
+        spi::notify(c"pg_task_error", &payload);
+        if shmem::ready() {
+            commit::note_ended(id);
+        }
+    }
+
     /// Tells the scheduler, at commit, that the row is due at its time.
     fn note(&self) -> Result<(), Error> {
         let (Some(id), Some(queue), Some(priority), Some(due)) = (
@@ -133,6 +143,10 @@ fn on_insert(call: &mut Call) -> Result<Option<Datum>, Error> {
     let row = Row { tuple: trigger.tg_trigtuple, trigger };
     row.check()?;
     row.note()?;
+    // No trigger of its own: its condition would be read from its text for every statement.
+    if row.datum(Column::Error).is_some() {
+        row.announce_error();
+    }
     Ok(Some(Datum::from(row.tuple)))
 }
 sql_function!("on_insert_wrapper", "pg_finfo_on_insert_wrapper", on_insert, "on_insert() RETURNS trigger");
@@ -237,14 +251,7 @@ fn on_error(call: &mut Call) -> Result<Option<Datum>, Error> {
     let trigger = own_trigger(call)?;
     let updated = pgrx::trigger_fired_by_update(trigger.tg_event);
     let tuple = if updated { trigger.tg_newtuple } else { trigger.tg_trigtuple };
-    let row = Row { tuple, trigger };
-    if let Some(id) = row.id() {
-        let payload = CString::new(uuid7::text(&id)).expect("an id's text has no zero byte");
-        spi::notify(c"pg_task_error", &payload);
-        if shmem::ready() {
-            commit::note_ended(id);
-        }
-    }
+    Row { tuple, trigger }.announce_error();
     Ok(Some(Datum::from(tuple)))
 }
 sql_function!("on_error_wrapper", "pg_finfo_on_error_wrapper", on_error, "on_error() RETURNS trigger");

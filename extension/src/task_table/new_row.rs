@@ -25,7 +25,7 @@ const OWN_CHECKS: [&CStr; 8] = [
 ];
 
 /// Triggers of `sql/20_task.sql` for INSERT: what the first does is done by whoever inserts; the second is for rows with an error.
-const OWN_TRIGGERS: [&CStr; 2] = [c"task_insert", c"task_error_insert"];
+const OWN_TRIGGERS: [&CStr; 1] = [c"task_insert"];
 
 /// Indexes of `sql/20_task.sql` in which a row without error and options has no entry: their predicates say so. Opened for
 /// nothing they cost every task that is enqueued something; the benchmark P5 shows it.

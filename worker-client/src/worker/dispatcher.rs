@@ -55,6 +55,12 @@ const LANES: usize = 2;
 /// Results that one call brings at most; the server's time for a call stays in the milliseconds.
 const MAX_BATCH: usize = 2_000;
 
+/// So few results, or none, are not worth a call of their own beside one that began just now: they go with the next.
+const FEW: usize = 64;
+
+/// How long a call counts as just begun.
+const JUST_NOW: Duration = Duration::from_millis(2);
+
 /// A result whose row someone keeps locked is brought again after this time.
 const DEFERRED: Duration = Duration::from_millis(500);
 
@@ -137,6 +143,8 @@ pub(super) struct Dispatcher<T> {
     deferred: FxHashMap<Uuid, Finished<T>>,
     asked: usize,
     work_expected: bool,
+    /// When the last call began.
+    called_at: Instant,
     stopping: bool,
     /// After a call was refused for its data: bring results one by one, to find the one.
     one_by_one: usize,
@@ -203,6 +211,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             deferred: FxHashMap::default(),
             asked: 0,
             work_expected: false,
+            called_at: Instant::now(),
             stopping: false,
             one_by_one: 0,
             last_heard: Instant::now(),
@@ -218,7 +227,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         let cancellation = self.settings.cancellation.clone();
         let mut lease_check = tokio::time::interval(self.settings.lease / 4);
         loop {
-            let progress = self.progress_due();
+            let (progress, call) = (self.progress_due(), self.call_due());
             tokio::select! {
                 event = self.events.recv() => {
                     let Some(event) = event else { break };
@@ -236,6 +245,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                 }
                 () = self.bell.rung() => {}
                 () = until(progress), if progress.is_some() => {}
+                () = until(call), if call.is_some() => {}
                 () = cancellation.cancelled(), if !self.stopping => self.stop(),
                 _ = lease_check.tick() => self.check_lease(),
             }
@@ -379,6 +389,9 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         if other_busy && self.results.len() < self.running.len() / 2 {
             return false;
         }
+        if other_busy && self.results.len() < FEW && self.called_at.elapsed() < JUST_NOW {
+            return false;
+        }
         let Some(lane) = self.idle_lanes.pop() else { return false };
         let batch = if self.one_by_one > 0 { 1 } else { MAX_BATCH };
         let count = self.results.len().min(batch);
@@ -388,10 +401,19 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         if want > 0 {
             self.work_expected = false;
         }
+        self.called_at = Instant::now();
         // The channel has room for one call and the lane is idle.
         let sent = self.lanes[lane].try_send(Call { registration: self.registration, want, results });
         debug_assert!(sent.is_ok(), "an idle lane takes a call");
         true
+    }
+
+    /// When a call that was not worth making beside another is made all the same: that one takes long.
+    fn call_due(&self) -> Option<Instant> {
+        let waits = !self.results.is_empty() || self.work_expected;
+        let due = self.called_at + JUST_NOW;
+        let could = self.standing == Standing::Registered && self.idle_lanes.len() == LANES - 1;
+        (waits && could && due > Instant::now()).then_some(due)
     }
 
     fn answer(&mut self, answer: Answer<T>) {
