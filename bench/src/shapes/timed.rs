@@ -78,12 +78,18 @@ pub async fn herd(bench: &mut Bench) -> anyhow::Result<()> {
             ))
             .await?;
         until_finished(&client, before + i64::try_from(count)?, MINUTE).await?;
-        let latency = delays(stop(worker).await?)?;
-        p50.0.push(latency.p50 as f64 / 1_000.0);
-        last.0.push(latency.max as f64 / 1_000.0);
+        take(stop(worker).await?, &mut p50, &mut last)?;
     }
     bench.add(Figure::new("herd", format!("{count} due at once: median start − wakeup_at"), "ms", p50));
     bench.add(Figure::new("herd", format!("{count} due at once: the last start − wakeup_at"), "ms", last));
+    Ok(())
+}
+
+/// Keeps the median and the last delay of a worker's answer, in milliseconds.
+fn take(answer: bench_driver::Answer, p50: &mut Series, last: &mut Series) -> anyhow::Result<()> {
+    let latency = delays(answer)?;
+    p50.0.push(latency.p50 as f64 / 1_000.0);
+    last.0.push(latency.max as f64 / 1_000.0);
     Ok(())
 }
 
@@ -104,9 +110,7 @@ pub async fn schedules(bench: &mut Bench) -> anyhow::Result<()> {
             .await?;
         until_finished(&client, before + i64::try_from(count * seconds)?, MINUTE).await?;
         client.batch_execute("SELECT pg_task.drop_schedule(name) FROM pg_task.schedule").await?;
-        let latency = delays(stop(worker).await?)?;
-        p50.0.push(latency.p50 as f64 / 1_000.0);
-        last.0.push(latency.max as f64 / 1_000.0);
+        take(stop(worker).await?, &mut p50, &mut last)?;
         client.batch_execute("TRUNCATE pg_task.task").await?;
     }
     let what = format!("{count} schedules, each every second");

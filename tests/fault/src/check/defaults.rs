@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Evidence;
+use super::ROUNDING;
 use super::Story;
 use super::Violation;
 use crate::ledger::End;
@@ -35,8 +36,10 @@ pub(super) fn reigns(evidence: &Evidence) -> Vec<Reign> {
 /// Retries as the queue says; no history where it says so.
 pub(super) fn hold(stories: &BTreeMap<u64, Story<'_>>, evidence: &Evidence, out: &mut Vec<Violation>) {
     let reigns = reigns(evidence);
-    // What is noted in the same millisecond as a setting may have come before it.
-    let reign = |from: Moment, to: Moment| reigns.iter().find(|reign| reign.from < from && to <= reign.to);
+    // A failure in the same hundredth of a second as a setting may have come before it.
+    let reign = |from: Moment, to: Moment| {
+        reigns.iter().find(|reign| reign.from.saturating_add(ROUNDING) <= from && to <= reign.to)
+    };
     let is_disturbed = |from: Moment, to: Moment| evidence.faults_around(from, to).next().is_some();
     for (&key, story) in stories {
         let Some(plan) = story.plan.filter(|plan| plan.kind == Kind::Heir) else { continue };
