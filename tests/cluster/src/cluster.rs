@@ -26,7 +26,8 @@ pub enum Stop {
     Immediate,
 }
 
-/// A private cluster. It is stopped when the value is dropped, unless [`Cluster::keep`] was called.
+/// A private cluster. It is stopped when the value is dropped, unless [`Cluster::keep`] was called, and its data is removed if it
+/// is [temporary](Cluster::temporary).
 #[derive(Debug)]
 pub struct Cluster {
     folder: PathBuf,
@@ -35,6 +36,7 @@ pub struct Cluster {
     port: Port,
     password: String,
     keep: bool,
+    temporary: bool,
 }
 
 /// The ports that are tried, in this order.
@@ -47,6 +49,9 @@ struct Port {
     /// Locked against other processes that look for ports. None for a cluster that was found, or where no file can be made.
     _claim: Option<fs::File>,
 }
+
+/// The environment variable that keeps the data of [temporary](Cluster::temporary) clusters.
+const KEEP_DATA: &str = "PG_TASK_KEEP_DATA";
 
 const USER: &str = "postgres";
 
@@ -78,7 +83,9 @@ impl Cluster {
 
     /// A cluster of a name with the same password, of which only the folder is there. An old one is removed.
     pub(crate) fn sibling(&self, name: &str) -> anyhow::Result<Self> {
-        Ok(Self::prepare(&self.tree, name, self.password.clone())?.0)
+        let (mut sibling, _) = Self::prepare(&self.tree, name, self.password.clone())?;
+        sibling.temporary = self.temporary;
+        Ok(sibling)
     }
 
     fn prepare(tree: &Tree, name: &str, password: String) -> anyhow::Result<(Self, PathBuf)> {
@@ -98,7 +105,15 @@ impl Cluster {
         if let Some(account) = account {
             account.own(&password_file)?;
         }
-        let cluster = Self { folder, tree: tree.clone(), account, port: free_port()?, password, keep: false };
+        let cluster = Self {
+            folder,
+            tree: tree.clone(),
+            account,
+            port: free_port()?,
+            password,
+            keep: false,
+            temporary: false,
+        };
         Ok((cluster, password_file))
     }
 
@@ -120,6 +135,7 @@ impl Cluster {
             port: Port { number: port.trim().parse()?, _claim: None },
             password,
             keep: true,
+            temporary: false,
         })
     }
 
@@ -163,6 +179,19 @@ impl Cluster {
     /// Leaves the server running when the value is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+    }
+
+    /// Lets the data directory go when the value is dropped: a hundred test servers that are over would fill a small disk. The log
+    /// stays. `PG_TASK_KEEP_DATA` in the environment keeps all.
+    #[must_use]
+    pub fn temporary(mut self) -> Self {
+        self.temporary = std::env::var_os(KEEP_DATA).is_none();
+        self
+    }
+
+    /// Whether the data directory goes when the value is dropped.
+    pub fn is_temporary(&self) -> bool {
+        self.temporary
     }
 
     /// Runs SQL through psql, in one session, stopping at the first error; returns what it printed, without alignment or headings.
@@ -319,7 +348,11 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.keep {
             // Nothing more can be done about a server that does not stop.
-            let _ = self.stop(Stop::Fast);
+            let stopped = self.stop(Stop::Fast);
+            if self.temporary && stopped.is_ok() {
+                // The next server of the name removes what is left.
+                let _ = fs::remove_dir_all(self.data());
+            }
         }
     }
 }

@@ -68,7 +68,7 @@ pub fn own_server(name: &str, more: &[&str]) -> anyhow::Result<Cluster> {
 /// The same, of a tree.
 pub fn server_in(tree: &Tree, name: &str, more: &[&str]) -> anyhow::Result<Cluster> {
     let settings: Vec<&str> = SETTINGS.iter().chain(more).copied().collect();
-    Cluster::create(tree, name, &settings)
+    Ok(Cluster::create(tree, name, &settings)?.temporary())
 }
 
 /// A server that the tests of one program share. It is stopped by the next run, or with the program by the system.
@@ -81,12 +81,21 @@ pub fn shared_server(name: &str) -> &'static Cluster {
     })
 }
 
-/// A static is never dropped: a small shell waits for the end of this process and stops the server then.
+/// A static is never dropped: a small shell waits for the end of this process, stops the server then and removes its data.
 fn stop_with_this_process(server: &Cluster) {
-    let Some(server) = server.postmaster_pid() else { return };
-    let script =
-        format!("while kill -0 {} 2>/dev/null; do sleep 0.2; done; kill -INT {server}", std::process::id());
-    let _ = Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    const SCRIPT: &str = r#"
+        while kill -0 "$1"; do sleep 0.2; done
+        kill -INT "$2"
+        while kill -0 "$2"; do sleep 0.2; done
+        if [ -n "$3" ]; then rm -rf -- "$3"; fi"#;
+
+    let Some(postmaster) = server.postmaster_pid() else { return };
+    let mut shell = Command::new("sh");
+    shell.args(["-c", SCRIPT, "sh", &std::process::id().to_string(), &postmaster.to_string()]);
+    if server.is_temporary() {
+        shell.arg(server.data());
+    }
+    let _ = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
 }
 
 /// A database with the extension.

@@ -277,7 +277,8 @@ async fn pg_upgrade_from_16_to_18_carries_tasks_grants_and_functions() -> Result
     // pg_upgrade takes one password for both.
     let password = format!("--pwfile={}", old_server.data().with_file_name("password").display());
     let options = ["--no-data-checksums", &password];
-    let new_server = Cluster::create_empty(&new_tree, "e2e-upgrade-18", pg_task_e2e::SETTINGS, &options)?;
+    let new_server =
+        Cluster::create_empty(&new_tree, "e2e-upgrade-18", pg_task_e2e::SETTINGS, &options)?.temporary();
     let work = new_server.data().with_file_name("pg_upgrade");
     fs::create_dir_all(&work)?;
     let mut command = Command::new(new_tree.program("pg_upgrade"));
