@@ -21,6 +21,7 @@ use crate::guc;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::task_table::Column;
+use crate::task_table::Entered;
 use crate::task_table::Indexes;
 
 /// The partitions, which are used in turn.
@@ -250,7 +251,7 @@ impl History {
     fn enter(&self, start: usize, end: usize) {
         let Some(indexes) = &self.indexes else { return };
         // SAFETY: the rows were just written.
-        let add = |row: usize| unsafe { indexes.add(self.rows[row], false) };
+        let add = |row: usize| unsafe { indexes.add(self.rows[row], Entered::New) };
         if !self.has_bounds_only {
             return (start..end).for_each(add);
         }

@@ -43,15 +43,41 @@ impl<'a> StepName<'a> {
 /// # Safety
 /// The datum is a `jsonb` that stays where it is as long as the name is used.
 pub unsafe fn step_name<'a>(datum: Datum) -> Option<StepName<'a>> {
+    // SAFETY: the caller's.
+    let (task, inner) = only_pair(unsafe { root(datum) })?;
+    let (step, _) = only_pair(inner?)?;
+    Some(StepName { task, step })
+}
+
+/// The container of a `jsonb`.
+///
+/// # Safety
+/// As `step_name`.
+unsafe fn root<'a>(datum: Datum) -> &'a [u8] {
     // SAFETY: the datum is detoasted first; the slice covers what its header says.
-    let root = unsafe {
+    unsafe {
         let jsonb = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
         let len = pgrx::varlena::varsize_any_exhdr(jsonb);
         std::slice::from_raw_parts(pgrx::varlena::vardata_any(jsonb).cast::<u8>(), len)
-    };
-    let (task, inner) = only_pair(root)?;
-    let (step, _) = only_pair(inner?)?;
-    Some(StepName { task, step })
+    }
+}
+
+/// The `jsonb` without compression and in one piece: what is read of it several times is unpacked once.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn unpacked(datum: Datum) -> Datum {
+    // SAFETY: the caller's; what needs no unpacking is returned as it is.
+    Datum::from(unsafe { pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()) })
+}
+
+/// What a `jsonb` takes, in bytes: as it is stored, or as text where that is longer.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+pub unsafe fn size(datum: Datum) -> usize {
+    // SAFETY: the caller's; `toast_raw_datum_size` reads the header only.
+    unsafe { pg_sys::toast_raw_datum_size(datum) + excess(root(datum)) }
 }
 
 /// Checks a step before it is stored.
@@ -59,10 +85,10 @@ pub unsafe fn step_name<'a>(datum: Datum) -> Option<StepName<'a>> {
 /// # Safety
 /// The datum is a `jsonb`.
 pub unsafe fn check(datum: Datum) -> Result<(), Error> {
-    // SAFETY: as above; `toast_raw_datum_size` reads the header only.
+    // SAFETY: the caller's.
     unsafe {
-        let size = pg_sys::toast_raw_datum_size(datum);
         let limit = guc::max_step_size();
+        let size = limited_size(datum, limit);
         if size > limit {
             return Err(Error::StepTooLarge { size, limit });
         }
@@ -70,6 +96,18 @@ pub unsafe fn check(datum: Datum) -> Result<(), Error> {
             return Err(Error::StepShape { got: shortened(datum) });
         }
         Ok(())
+    }
+}
+
+/// The size, which is not worked out of a value that is too large as it is stored.
+///
+/// # Safety
+/// The datum is a `jsonb`.
+unsafe fn limited_size(datum: Datum, limit: usize) -> usize {
+    // SAFETY: the caller's; `toast_raw_datum_size` reads the header only.
+    unsafe {
+        let stored = pg_sys::toast_raw_datum_size(datum);
+        if stored > limit { stored } else { size(datum) }
     }
 }
 
@@ -108,9 +146,9 @@ pub unsafe fn text(datum: Datum) -> String {
 /// # Safety
 /// The datum is a `jsonb`.
 pub unsafe fn check_result(datum: Datum) -> Result<(), Error> {
-    // SAFETY: reads the header only.
-    let size = unsafe { pg_sys::toast_raw_datum_size(datum) };
     let limit = guc::max_step_size();
+    // SAFETY: the caller's.
+    let size = unsafe { limited_size(datum, limit) };
     if size > limit { Err(Error::ResultTooLarge { size, limit }) } else { Ok(()) }
 }
 
@@ -130,6 +168,74 @@ pub unsafe fn shortened(datum: Datum) -> String {
 
 /// `jsonb_out` in `pg_proc.dat`.
 const F_JSONB_OUT: u32 = 3804;
+
+/// By how much the text of a container is longer than its stored form, where it is: a number of a few bytes can have a hundred thousand digits,
+/// and a control character is written in six.
+///
+/// The form is that of `only_pair`. An array has a word for each element, an object one for each key and then for each value; they say where the
+/// elements end, or, most of them, how long they are. Numbers and containers begin at a multiple of four.
+fn excess(container: &[u8]) -> usize {
+    const COUNT: u32 = 0x0fff_ffff;
+    const IS_OBJECT: u32 = 0x2000_0000;
+    const IS_END: u32 = 0x8000_0000;
+    const TYPE: u32 = 0x7000_0000;
+    const STRING: u32 = 0x0000_0000;
+    const NUMBER: u32 = 0x1000_0000;
+    const CONTAINER: u32 = 0x5000_0000;
+    let mut sum = 0;
+    // Most containers have one other in them at most.
+    let (mut next, mut others) = (Some(container), Vec::new());
+    while let Some(bytes) = next.take().or_else(|| others.pop()) {
+        let word = |at: usize| {
+            bytes.get(at..at + 4).and_then(|word| Some(u32::from_ne_bytes(word.try_into().ok()?)))
+        };
+        let Some(header) = word(0) else { continue };
+        let count = (header & COUNT) as usize * if header & IS_OBJECT == 0 { 1 } else { 2 };
+        let data = 4 + 4 * count;
+        let mut from = 0;
+        for element in 0..count {
+            let Some(entry) = word(4 + 4 * element) else { break };
+            let number = (entry & COUNT) as usize;
+            let until = if entry & IS_END == 0 { from + number } else { number };
+            let value = |from: usize| bytes.get(data + from..data + until).unwrap_or_default();
+            match entry & TYPE {
+                STRING => sum += value(from).iter().map(escape).sum::<usize>(),
+                NUMBER => sum += digits(value(from.next_multiple_of(4))),
+                CONTAINER => others.extend(next.replace(value(from.next_multiple_of(4)))),
+                _ => {}
+            }
+            from = until;
+        }
+    }
+    sum
+}
+
+/// The bytes that a character of a text takes more in JSON.
+fn escape(byte: &u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
+        0..32 => 5,
+        _ => 0,
+    }
+}
+
+/// The length of a stored `numeric` as text, if it is longer than some bytes. `utils/adt/numeric.c` of the server tells the form: after the length a
+/// word with the scale and, in the short form, the weight; else the weight follows. Each weight stands for four digits.
+fn digits(numeric: &[u8]) -> usize {
+    const SPECIAL: u16 = 0xc000;
+    const SHORT: u16 = 0x8000;
+    let half =
+        |at: usize| numeric.get(at..at + 2).and_then(|half| Some(u16::from_ne_bytes(half.try_into().ok()?)));
+    let (Some(header), next) = (half(4), half(6)) else { return 0 };
+    let (scale, weight) = match header & SPECIAL {
+        SPECIAL => return 0,
+        SHORT if header & 0x40 != 0 => ((header & 0x1f80) >> 7, -1),
+        SHORT => ((header & 0x1f80) >> 7, i32::from(header & 0x3f)),
+        _ => (header & 0x3fff, next.map_or(0, |weight| i32::from(weight as i16))),
+    };
+    let length = (4 * (weight + 1).max(0)) as usize + usize::from(scale);
+    length.saturating_sub(numeric.len())
+}
 
 /// The key of an object that has exactly one, and its value if that is an object or an array.
 ///

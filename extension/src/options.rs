@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use chrono::Datelike;
 use pg_task_rules::Micros;
 use pg_task_rules::names::Group;
 use pg_task_rules::names::Key as TaskKey;
@@ -16,7 +17,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::jsonb;
 
-/// The most that the options of one task may take, in bytes of stored jsonb: they are read with every hand-out.
+/// The most that the options of one task may take, in bytes: they are read with every hand-out.
 const LIMIT: usize = 8 << 10;
 
 /// One key. `docs/options.md` tells the same to people.
@@ -62,9 +63,9 @@ pub fn names() -> String {
 /// Checks a column or argument `options`; NULL has none.
 pub fn check_datum(options: Option<Datum>) -> Result<(), Error> {
     let Some(options) = options else { return Ok(()) };
-    // SAFETY: callers pass a jsonb; `toast_raw_datum_size` reads the header only.
+    // SAFETY: callers pass a jsonb.
     let (got, value) = unsafe {
-        let size = pg_sys::toast_raw_datum_size(options);
+        let size = jsonb::size(options);
         if size > LIMIT {
             return Err(Error::OptionsTooLarge { size, limit: LIMIT });
         }
@@ -200,11 +201,13 @@ pub unsafe fn policy_of(options: Datum) -> Option<Policy> {
 /// Checks a policy that is given by itself.
 pub fn check_policy(retry: Option<Datum>) -> Result<(), Error> {
     let Some(retry) = retry else { return Ok(()) };
-    // SAFETY: callers pass a jsonb; `toast_raw_datum_size` reads the header only.
-    let (size, value) = unsafe { (pg_sys::toast_raw_datum_size(retry), read(retry)) };
+    // SAFETY: callers pass a jsonb.
+    let size = unsafe { jsonb::size(retry) };
     if size > LIMIT {
         return Err(Error::OptionsTooLarge { size, limit: LIMIT });
     }
+    // SAFETY: as above.
+    let value = unsafe { read(retry) };
     let checked = value.ok_or_else(|| "It cannot be read.".to_owned()).and_then(|value| policy(&value));
     checked.map(drop).map_err(|got| Error::OptionValue { key: "retry", takes: POLICY, got })
 }
@@ -303,6 +306,10 @@ fn moment(value: &Value) -> Option<Micros> {
     /// 2000-01-01 in microseconds since 1970.
     const START: Micros = 946_684_800_000_000;
     let moment = chrono::DateTime::parse_from_rfc3339(value.as_str()?).ok()?;
+    // PostgreSQL, which people and tools will use to read it, knows no year 0 and no offset of sixteen hours.
+    if moment.year() < 1 || moment.offset().local_minus_utc().abs() >= 16 * 3_600 {
+        return None;
+    }
     moment.timestamp_micros().checked_sub(START)
 }
 

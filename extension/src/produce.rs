@@ -329,6 +329,14 @@ pub fn queue_name(name: &str) -> Result<QueueName, Error> {
     QueueName::new(name).ok_or(Error::QueueName { got: name.len() })
 }
 
+/// The last moment of `timestamptz`, whose end is 294277-01-01.
+pub const LAST_MOMENT: Micros = 9_223_371_331_199_999_999;
+
+/// Whether a number is a moment of `timestamptz`, from 4714-11-24 BC on, and not infinite.
+pub fn is_moment(micros: Micros) -> bool {
+    (-211_813_488_000_000_000..=LAST_MOMENT).contains(&micros)
+}
+
 /// A moment, or the reason why it is none.
 pub fn finite(moment: Micros, name: &'static str) -> Result<Micros, Error> {
     if moment == Micros::MIN || moment == Micros::MAX { Err(Error::NotFinite { name }) } else { Ok(moment) }

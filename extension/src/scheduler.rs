@@ -5,6 +5,7 @@
 
 mod beat;
 mod keys;
+mod loss;
 mod retention;
 mod rules;
 mod schedules;

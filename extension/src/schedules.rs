@@ -116,7 +116,7 @@ thread_local! {
     static RAN: Statement = const { Statement::new(
         c"UPDATE pg_task.schedule AS s SET tasks = pg_catalog.array_append( \
                 (s.tasks)[GREATEST(1, pg_catalog.cardinality(s.tasks) OPERATOR(pg_catalog.-) 98):], $2), \
-            fired = s.fired OPERATOR(pg_catalog.+) 1, last_run_at = $3 WHERE s.name OPERATOR(pg_catalog.=) $1",
+            fired = LEAST(s.fired, 9223372036854775806) OPERATOR(pg_catalog.+) 1, last_run_at = $3 WHERE s.name OPERATOR(pg_catalog.=) $1",
         &[pg_sys::TEXTOID, pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID],
     ) };
     static WITH_TICK: Statement = const { Statement::new(
@@ -306,7 +306,8 @@ fn next_ticks(call: &mut Call) -> Result<Option<Datum>, Error> {
     let plan = plan(&cron, &zone, None, None)?;
     let next = |tick: &Seconds| plan.next(*tick);
     let ticks = std::iter::successors(plan.next(after), next).take(got as usize);
-    let mut ticks: Vec<Datum> = ticks.map(|tick| Datum::from(moment(tick))).collect();
+    let moments = ticks.map(moment).take_while(|&tick| produce::is_moment(tick));
+    let mut ticks: Vec<Datum> = moments.map(Datum::from).collect();
     Ok(spi::array(&mut ticks, spi::ElementType::Timestamp))
 }
 sql_function!(
@@ -400,7 +401,7 @@ fn on_schedule(call: &mut Call) -> Result<Option<Datum>, Error> {
         _ => {
             // No tick comes twice, however the clock was set.
             let now = background::now().max(new.time(Column::LastAt).unwrap_or(Micros::MIN));
-            plan.next(second(now)).map(moment)
+            plan.next(second(now)).map(moment).filter(|&tick| produce::is_moment(tick))
         }
     };
     let wake_at = match &old {

@@ -8,6 +8,7 @@ mod new_row;
 mod next;
 mod next_step;
 
+pub use new_row::Entered;
 pub use new_row::Indexes;
 pub use new_row::NewTask;
 pub use next::Next;

@@ -16,6 +16,7 @@ use crate::call::sql_function;
 use crate::commit;
 use crate::error::Error;
 use crate::history;
+use crate::history::Ended;
 use crate::history::History;
 use crate::options;
 use crate::produce;
@@ -238,8 +239,13 @@ fn on_delete(call: &mut Call) -> Result<Option<Datum>, Error> {
     let row = Row { tuple: trigger.tg_trigtuple, trigger };
     if let (Some(id), Some(slot)) = (row.id(), shmem::my_slot()) {
         commit::note_ended(id);
+        let end = history::end_of(&id);
+        if !matches!(end, Ended::Done(_)) {
+            // Whoever runs its step is told.
+            commit::note_cancelled(id);
+        }
         if let Some(mut history) = History::open(slot) {
-            history.add(|column| row.datum(column), &history::end_of(&id));
+            history.add(|column| row.datum(column), &end);
             history.close(slot);
         }
     }

@@ -258,7 +258,8 @@ fn name_of<T: Copy + PartialEq>(value: T, all: &[(&'static str, T)]) -> &'static
 /// Takes the key for a new task, or says what becomes of the one that holds it.
 fn hold(spi: &Connected, wanted: &Wanted, new: TaskId) -> Result<(TaskId, Outcome), Error> {
     let key = spi::text(&wanted.key);
-    let check_at = wanted.due.max(wanted.expires_at.unwrap_or(0)).max(background::now()) + CHECK_AFTER;
+    let over_at = wanted.due.max(wanted.expires_at.unwrap_or(0)).max(background::now());
+    let check_at = (over_at + CHECK_AFTER).min(produce::LAST_MOMENT);
     let taking = [
         key,
         Some(spi::uuid(&new)),

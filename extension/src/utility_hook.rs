@@ -97,12 +97,18 @@ unsafe fn before(node: *mut pg_sys::Node) {
                     commit::note_rescan();
                     commit::note_rules_stale();
                     commit::note_schedules_stale();
+                    commit::note_unique();
                 }
             }
-            NodeTag::T_CreateExtensionStmt | NodeTag::T_AlterExtensionStmt | NodeTag::T_DropStmt
-                if shmem::my_slot().is_some() =>
-            {
+            NodeTag::T_CreateExtensionStmt | NodeTag::T_AlterExtensionStmt if shmem::my_slot().is_some() => {
                 commit::note_recheck();
+            }
+            // What else takes the extension away with it is noticed when its tables are missing.
+            NodeTag::T_DropStmt if shmem::my_slot().is_some() => {
+                let what = (*node.cast::<pg_sys::DropStmt>()).removeType;
+                if what == pg_sys::ObjectType::OBJECT_EXTENSION || what == pg_sys::ObjectType::OBJECT_SCHEMA {
+                    commit::note_recheck();
+                }
             }
             _ => {}
         }

@@ -41,7 +41,7 @@ impl<Z: Zone> Plan<Z> {
 
     /// What is due at a moment, from the tick `first` on: its last `limit` ticks.
     ///
-    /// However long the time since `first`, this takes no longer than some thousand ticks.
+    /// However long the time since `first`, and since the end of the schedule, this looks at some thousand ticks for each doubling of that time.
     pub fn due(&self, first: Seconds, now: Seconds, limit: usize) -> Due {
         if first > now {
             return Due { ticks: Vec::new(), count: 0, next: Some(first) };
@@ -53,23 +53,42 @@ impl<Z: Zone> Plan<Z> {
             next = self.next(tick);
         }
         let count = ticks.len() as u64;
-        let mut back = 60;
-        while next.is_some_and(|tick| tick <= now) {
+        if next.is_some_and(|tick| tick <= now) {
             // Too many: the last ones are looked for from the end.
-            let from = (now - back).max(first - 1);
-            ticks.clear();
-            next = self.next(from);
-            while let Some(tick) = next.filter(|&tick| tick <= now) {
-                ticks.push(tick);
-                next = self.next(tick);
-            }
-            if ticks.len() < limit && from >= first {
-                next = Some(now);
-                back *= 2;
-            }
+            (ticks, next) = self.last_ticks(first, now, limit);
         }
         ticks.drain(..ticks.len().saturating_sub(limit));
         Due { ticks, count, next }
+    }
+}
+
+impl<Z: Zone> Plan<Z> {
+    /// At least the last `limit` ticks from `first` to `now`, if there are so many, and the tick after `now`. Between the two moments lie more than a
+    /// thousand.
+    fn last_ticks(&self, first: Seconds, now: Seconds, limit: usize) -> (Vec<Seconds>, Option<Seconds>) {
+        let last = self.ends_at.map_or(now, |end| now.min(end - 1));
+        let most = limit + COUNTED;
+        // From `few` on there are too few; from `many` on, once it is known, more than can be looked at.
+        let (mut few, mut many) = (last, None);
+        let mut back = 60;
+        loop {
+            let from = many.map_or((last - back).max(first - 1), |many: Seconds| many.midpoint(few));
+            let mut ticks = Vec::new();
+            let mut next = self.next(from);
+            while let Some(tick) = next.filter(|&tick| tick <= last && ticks.len() < most) {
+                ticks.push(tick);
+                next = self.next(tick);
+            }
+            if next.is_some_and(|tick| tick <= last) {
+                // A second has one tick at most, so that the moments do not meet before there are few enough.
+                many = Some(from);
+            } else if ticks.len() >= limit || from < first {
+                return (ticks, next);
+            } else {
+                few = from;
+                back *= 2;
+            }
+        }
     }
 }
 
@@ -112,6 +131,52 @@ mod tests {
         let plan = Plan { ends_at: Some(50_000), ..plan("every 10 s") };
         let due = plan.due(100, 1_000_000, 2);
         assert_eq!(due, Due { ticks: vec![49_980, 49_990], count: 1_000, next: None });
+    }
+
+    /// A clock that counts how often it is asked.
+    #[derive(Clone, Default)]
+    struct Counting(std::rc::Rc<std::cell::Cell<usize>>);
+
+    impl Zone for Counting {
+        fn offset(&self, at: Seconds) -> Seconds {
+            self.0.set(self.0.get() + 1);
+            Utc.offset(at)
+        }
+
+        fn next_change(&self, after: Seconds) -> Option<Seconds> {
+            Utc.next_change(after)
+        }
+    }
+
+    #[test]
+    fn however_old_a_schedule_is_and_however_long_it_is_over_few_ticks_are_looked_at() {
+        let century = at("1900-01-01T00:00:00Z");
+        let now = at("2026-01-01T00:00:00Z");
+        for (cron, ends_at, last) in [
+            ("* * * * * *", Some("1901-01-01T00:00:00Z"), "1900-12-31T23:59:59Z"),
+            ("* * * * * *", Some("1900-01-01T01:00:00Z"), "1900-01-01T00:59:59Z"),
+            ("* * * * * *", None, "2026-01-01T00:00:00Z"),
+            // Many at once, then none for most of a year.
+            ("* * * * 1 *", Some("1999-12-01T00:00:00Z"), "1999-01-31T23:59:59Z"),
+        ] {
+            let zone = Counting::default();
+            let plan = Plan {
+                expression: Expression::parse(cron).expect(cron),
+                zone: zone.clone(),
+                starts_at: None,
+                ends_at: ends_at.map(at),
+            };
+            let due = plan.due(century, now, 1_000);
+            assert_eq!(
+                (due.count, due.ticks.len(), due.ticks.last()),
+                (1_000, 1_000, Some(&at(last))),
+                "{cron} {ends_at:?}"
+            );
+            assert!(due.ticks.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{cron} {ends_at:?}");
+            assert_eq!(due.next, ends_at.is_none().then_some(now + 1));
+            let asked = zone.0.get();
+            assert!(asked < 1_000_000, "{cron} {ends_at:?}: asked {asked} times");
+        }
     }
 
     proptest! {

@@ -124,7 +124,7 @@ struct HandOut<'a> {
     given_up: Vec<GivenUp>,
     noted: Vec<(Claim, ClaimedRow)>,
     /// Keys of which a task waits aside now: others may pass it.
-    passed: Vec<Key>,
+    passed: Vec<(Claim, Key)>,
     /// Of those that are noted, the ones that are not run.
     asked: Vec<Claim>,
     rejected: Vec<(Claim, Not)>,
@@ -259,7 +259,7 @@ impl HandOut<'_> {
             Ok(judged) => judged,
             Err(not) => {
                 if matches!(not, Not::Known(..)) {
-                    self.passed.extend(key);
+                    self.passed.extend(key.map(|key| (claim, key)));
                 }
                 self.rejected.push((claim, not));
                 return false;
@@ -322,11 +322,11 @@ impl HandOut<'_> {
 
     /// Counts what the task adds to the answer, now or at the end of the call.
     fn weigh(&mut self, task: &Task) {
-        // SAFETY: the column is a jsonb; its header says the size.
-        self.bytes += 64 + unsafe { pg_sys::toast_raw_datum_size(task.step) };
+        // SAFETY: the column is a jsonb.
+        self.bytes += 64 + unsafe { jsonb::size(task.step) };
         if let Some(options) = task.options {
             // SAFETY: as above.
-            self.bytes += unsafe { pg_sys::toast_raw_datum_size(options) };
+            self.bytes += unsafe { jsonb::size(options) };
         }
     }
 
@@ -369,6 +369,8 @@ impl HandOut<'_> {
             return Err(Not::Here(Hint { due, id: taken.claim.id, priority, queue }));
         }
         // SAFETY: the column is a jsonb, and the row stays in its buffer.
+        let step = unsafe { jsonb::unpacked(step) };
+        // SAFETY: as above.
         let name = unsafe { jsonb::step_name(step) }.ok_or(Not::Runnable)?;
         let kind = name.kind();
         if !self.worker.knows(kind) {
@@ -482,7 +484,12 @@ impl HandOut<'_> {
                         board.postpone(claim);
                         hints.push(*hint);
                     }
-                    Not::Known(kind, label) => _ = board.misfit(&claim.id, claim.token, *kind, *label),
+                    Not::Known(kind, label) => {
+                        if !board.misfit(&claim.id, claim.token, *kind, *label) {
+                            // Memory has no room for it: found at once, it would come here again and again. The table is read again anyway.
+                            passed.retain(|(of, _)| of.id != claim.id);
+                        }
+                    }
                     Not::Turn(look) => {
                         board.end_claim(&claim.id, claim.token);
                         // The claim that it waits for may have ended since.
@@ -490,7 +497,7 @@ impl HandOut<'_> {
                     }
                 }
             }
-            passed.drain(..).for_each(|key| board.ask_look(Look::Key(key)));
+            passed.drain(..).for_each(|(_, key)| board.ask_look(Look::Key(key)));
             board.wants_look()
         });
         if rejected.is_empty() {

@@ -70,6 +70,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
 
     let now = background::now();
     let mut cancelled: Vec<TaskId> = Vec::new();
+    let mut has_cancels = false;
     // Memory may know better than the rows: a task may have been handed out again since.
     let mut held: Vec<Option<Entry>> = Vec::with_capacity(results.len());
     let caller = slot.with_board(|board| {
@@ -78,8 +79,8 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
             .filter(|&place| registration.is_none_or(|got| got == i64::from(board.workers[place].generation)))
             .filter(|&place| board.heard(place, now));
         Ok::<_, Error>(place.map(|place| {
-            board.take_cancels(place, &mut cancelled);
             let worker = &board.workers[place];
+            has_cancels = worker.has_cancels();
             (Caller { place, generation: worker.generation }, worker.stop)
         }))
     })?;
@@ -95,6 +96,14 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
             }
         }
     });
+    if let Some((caller, _)) = caller.filter(|_| has_cancels) {
+        // At the end: a call that fails has not told of them.
+        slot.with_board(|board| {
+            if caller.is_current(board) {
+                board.take_cancels(caller.place, &mut cancelled);
+            }
+        });
+    }
     for id in &cancelled {
         output.cancelled(id);
     }

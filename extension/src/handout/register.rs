@@ -22,6 +22,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use rustc_hash::FxHashSet;
 
+use super::Caller;
 use super::find_worker;
 use super::serving_slot;
 use crate::background;
@@ -108,12 +109,13 @@ fn register(call: &mut Call) -> Result<Option<Datum>, Error> {
     if bind {
         bind_to_connection(id);
     }
-    let refused = assert_held(slot, place, &held, now);
+    let refused = assert_held(slot, Caller { place, generation: registration }, &held, now);
     slot.wake_scheduler();
 
     let mut refused: Vec<Datum> = refused.iter().map(uuid7::datum).collect();
     let channel = spi::text(&uuid7::channel(&id));
-    Ok(Some(call.record(&[channel, spi::array(&mut refused, ElementType::Uuid), spi::int(registration)])))
+    let registration = spi::int(registration);
+    Ok(Some(call.record(&[channel, spi::array(&mut refused, ElementType::Uuid), registration])))
 }
 sql_function!(
     "register_wrapper",
@@ -128,7 +130,8 @@ sql_function!(
 
 /// Renews the claims that the worker says it holds, gives those back that it does not know of, and returns those that are not
 /// its own any more.
-fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<TaskId> {
+fn assert_held(slot: Slot, caller: Caller, held: &[Held], now: Micros) -> Vec<TaskId> {
+    let place = caller.place;
     let mut refused = Vec::new();
     spi::connected(|spi| {
         // Looked up, not searched for: a worker may hold thousands, and everyone waits for the board meanwhile.
@@ -191,6 +194,8 @@ fn assert_held(slot: Slot, place: usize, held: &[Held], now: Micros) -> Vec<Task
                     }
                     let Some((_, queue)) = last else { return false };
                     row.fence == held.fence
+                        // A row that was waited for may have taken longer than the lease.
+                        && caller.is_current(board)
                         && board.assert_claim(place, &held.claim, &AssertedRow { queue, ..*row }, now)
                 });
                 if !granted {

@@ -32,6 +32,7 @@ use crate::history::Done;
 use crate::history::Ended;
 use crate::history::History;
 use crate::jsonb;
+use crate::produce;
 use crate::scheduler::unwrite;
 use crate::shmem::Slot;
 use crate::spi;
@@ -244,9 +245,8 @@ fn due_after(delay: i64) -> Result<Micros, Error> {
     if delay < 0 {
         return Err(Error::NegativeDelay);
     }
-    // The end of timestamptz, 294277-01-01; a delay beyond it is as good as for ever.
-    const LAST: Micros = 9_223_371_331_199_999_999;
-    Ok(spi::transaction_time().saturating_add(delay).min(LAST))
+    // A delay beyond it is as good as for ever.
+    Ok(spi::transaction_time().saturating_add(delay).min(produce::LAST_MOMENT))
 }
 
 /// A next step or a result that cannot be stored parks its task with the reason; the rest of the call goes on.
@@ -299,7 +299,8 @@ pub fn write(
     };
     let (mut deletes, mut updates) = (Vec::new(), Vec::new());
     for (index, (result, held)) in results.iter().zip(held).enumerate() {
-        if held.is_some_and(|held| held.token != result.token) {
+        // A row that was deleted may be there again, another task under the same id.
+        if held.is_some_and(|held| held.token != result.token || held.is_cancelled()) {
             continue;
         }
         match result.outcome {
@@ -473,22 +474,22 @@ impl Writer<'_> {
         let mut ends: Vec<(usize, End)> = Vec::with_capacity(went_on.len());
         let room = &mut self.room;
         // A step with a limit is begun by a claim, which counts it.
-        let kinds: Vec<Option<Kind>> = if slot.control().limits_steps.load(Relaxed) {
-            went_on.iter().map(|(index, ..)| next_kind(&results[*index].outcome)).collect()
-        } else {
-            Vec::new()
-        };
+        let limits_steps = slot.control().limits_steps.load(Relaxed);
+        let kinds: Vec<Option<Kind>> =
+            went_on.iter().map(|(index, ..)| next_kind(&results[*index].outcome)).collect();
         slot.with_board(|board| {
             for (at, (index, fence, place)) in went_on.into_iter().enumerate() {
                 let result = &results[index];
                 let kind = kinds.get(at).copied().flatten();
-                let is_limited = kind.is_some_and(|kind| board.running_of_kind(kind).is_some());
+                let is_limited =
+                    limits_steps && kind.is_some_and(|kind| board.running_of_kind(kind).is_some());
                 let end = match &result.outcome {
                     Outcome::Next(_)
                         if *room > 0 && !is_limited && board.may_continue(&result.id, result.token) =>
                     {
                         *room -= 1;
-                        End::Advance(Advance { token: board.next_token(), fence, place })
+                        let kind = kind.unwrap_or(Kind::ANY);
+                        End::Advance(Advance { token: board.next_token(), fence, place, kind })
                     }
                     Outcome::Next(_) | Outcome::Instead(_) if held[index].is_some() => End::Back,
                     _ => over(held[index]),

@@ -14,12 +14,14 @@ use pgrx::pg_sys;
 use crate::defaults;
 use crate::failure::Failing;
 use crate::handout::NOBODY;
+use crate::options;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::ElementType;
 use crate::spi::Statement;
 use crate::spi::sql;
+use crate::task_table::Column;
 use crate::task_table::TaskTable;
 use crate::uuid7;
 
@@ -37,14 +39,14 @@ const LOSE_TYPES: &[pg_sys::Oid] =
 macro_rules! lose {
     ($errors:literal) => {
         sql!(
-            "UPDATE pg_task.task AS t SET tried = t.tried OPERATOR(pg_catalog.+) d.add, ",
+            "UPDATE pg_task.task AS t SET tried = LEAST(t.tried, 2147483646) OPERATOR(pg_catalog.+) d.add, ",
             $errors,
             "   fence = t.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now(), \
                 locked_by = CASE WHEN d.asks OPERATOR(pg_catalog.=) 1 THEN $8 END, \
                 locked_at = CASE WHEN d.asks OPERATOR(pg_catalog.=) 1 THEN pg_catalog.clock_timestamp() END, \
-                error = CASE WHEN d.asks OPERATOR(pg_catalog.=) 0 AND t.tried OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
+                error = CASE WHEN d.asks OPERATOR(pg_catalog.=) 0 AND LEAST(t.tried, 2147483646) OPERATOR(pg_catalog.+) d.add OPERATOR(pg_catalog.>) d.retries \
                     THEN pg_catalog.format('the worker was lost while it ran this step (attempt %s, worker %s)', \
-                        t.tried OPERATOR(pg_catalog.+) d.add, $5) END \
+                        LEAST(t.tried, 2147483646) OPERATOR(pg_catalog.+) d.add, $5) END \
               FROM unnest($1, $2, $3, $4, $6, $7) AS d (id, fence, retries, add, errors, asks) \
               WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
                 AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
@@ -63,18 +65,17 @@ thread_local! {
     static PARK_ASKED: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET fence = t.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now(), \
             locked_by = NULL, locked_at = NULL, \
-            error = CASE WHEN (t.options OPERATOR(pg_catalog.->>) 'deadline')::pg_catalog.timestamptz OPERATOR(pg_catalog.<) pg_catalog.now() \
-                THEN pg_catalog.format('the task was not begun before its deadline, %s', \
-                    (t.options OPERATOR(pg_catalog.->>) 'deadline')::pg_catalog.timestamptz) \
+            error = CASE WHEN d.deadline OPERATOR(pg_catalog.<) pg_catalog.now() \
+                THEN pg_catalog.format('the task was not begun before its deadline, %s', d.deadline) \
                 ELSE pg_catalog.format('the worker was lost while it ran this step (attempt %s)', t.tried) END \
-          FROM unnest($1, $2) AS d (id, fence) \
+          FROM unnest($1, $2, $3) AS d (id, fence, deadline) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.error IS NULL \
             AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
                 SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
                   ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
                 FOR UPDATE OF f SKIP LOCKED)) \
           RETURNING t.id",
-        &[UUIDS, INT8S],
+        &[UUIDS, INT8S, TIMES],
     ) };
     // What LOSE has passed over although the row is the one that was claimed: someone holds its lock.
     static LOCKED: Statement = const { Statement::new(
@@ -97,7 +98,11 @@ thread_local! {
     // with the task. Taken back, a task that takes the server down could run for ever between workers that give it back.
     static UNWRITE: Statement = const { Statement::new(
         c"UPDATE pg_task.task AS t SET locked_by = NULL, locked_at = NULL FROM unnest($1, $2) AS d (id, fence) \
-          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence",
+          WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence \
+            AND t.id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT f.id FROM unnest($1, $2) AS x (id, fence) JOIN pg_task.task AS f \
+                  ON f.id OPERATOR(pg_catalog.=) x.id AND f.fence OPERATOR(pg_catalog.=) x.fence \
+                FOR UPDATE OF f SKIP LOCKED))",
         &[UUIDS, INT8S],
     ) };
     static EPOCH: Statement = const { Statement::new(
@@ -193,13 +198,25 @@ fn park_asked(spi: &Connected, asked: &[&Entry]) -> HashSet<TaskId> {
     if asked.is_empty() {
         return HashSet::new();
     }
+    let mut table = TaskTable::to_write();
+    let deadlines: Vec<Option<pg_sys::Datum>> = asked
+        .iter()
+        .map(|claim| {
+            let options = table.row(&claim.id, claim.place)?.datum(Column::Options)?;
+            // SAFETY: the column is a jsonb, and the row stays in its buffer.
+            unsafe { options::deadline(options) }.and_then(spi::int)
+        })
+        .collect();
+    table.close();
     let arguments = [
         spi::uuid_array(asked.iter().map(|claim| &claim.id)),
         spi::int8_array(asked.iter().map(|claim| claim.fence)),
+        spi::nullable_array(deadlines.into_iter(), ElementType::Timestamp),
     ];
     if PARK_ASKED.with(|statement| statement.run(spi, &arguments, false)).len() == asked.len() {
         return HashSet::new();
     }
+    let arguments = [arguments[0], arguments[1]];
     LOCKED.with(|statement| ids(&statement.run(spi, &arguments, false)))
 }
 
@@ -230,7 +247,8 @@ fn ids(rows: &spi::Rows) -> HashSet<TaskId> {
     (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).collect()
 }
 
-/// Takes back what was written down about claims that end without a result.
+/// Takes back what was written down about claims that end without a result. A row that someone has locked keeps it: its next claim is made in writing
+/// then.
 pub fn unwrite(spi: &Connected, claims: &[Entry]) {
     let claims: Vec<&Entry> = claims.iter().filter(|claim| claim.is_written()).collect();
     if claims.is_empty() {

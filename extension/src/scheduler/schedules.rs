@@ -3,6 +3,8 @@
 //! Nothing is kept in memory but the moment of the next look: the rows say where each schedule stands, after a crash and on a new primary too. An
 //! error of one schedule lands in its row and holds up no other.
 
+use std::panic::RefUnwindSafe;
+use std::panic::UnwindSafe;
 use std::sync::atomic::Ordering::SeqCst;
 
 use pg_task_rules::Micros;
@@ -44,6 +46,9 @@ const AGAIN: Micros = 200_000;
 /// more often when more runs are waited for than it can watch.
 const LOOK_AGAIN: Micros = 30_000_000;
 const LOOK_OFTEN: Micros = 2_000_000;
+
+/// The highest `missed_limit`: no more ticks of a schedule wait.
+const MOST_WAITING: usize = 1_000;
 
 /// A schedule whose tick could not be enqueued is tried again after a second, and at most a minute.
 const RETRY_FIRST: Micros = 1_000_000;
@@ -98,7 +103,8 @@ thread_local! {
     static ADVANCE: Statement = const { Statement::new(
         c"UPDATE pg_task.schedule AS s SET next_at = $2, wake_at = $2, waiting = $3, tasks = $4, \
             last_at = COALESCE($5, s.last_at), last_run_at = CASE WHEN $6 OPERATOR(pg_catalog.>) 0 THEN $7 ELSE s.last_run_at END, \
-            fired = s.fired OPERATOR(pg_catalog.+) $6, skipped = s.skipped OPERATOR(pg_catalog.+) $8, failures = 0, error = NULL \
+            fired = LEAST(s.fired, 9223372036854775807 OPERATOR(pg_catalog.-) $6) OPERATOR(pg_catalog.+) $6, \
+            skipped = LEAST(s.skipped, 9223372036854775807 OPERATOR(pg_catalog.-) $8) OPERATOR(pg_catalog.+) $8, failures = 0, error = NULL \
           WHERE s.name OPERATOR(pg_catalog.=) $1",
         &[
             pg_sys::TEXTOID,
@@ -112,9 +118,10 @@ thread_local! {
         ],
     ) };
     static FAILED: Statement = const { Statement::new(
-        c"UPDATE pg_task.schedule AS s SET failures = s.failures OPERATOR(pg_catalog.+) 1, error = $2, \
+        c"UPDATE pg_task.schedule AS s SET failures = LEAST(s.failures, 2147483646) OPERATOR(pg_catalog.+) 1, error = $2, \
             wake_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => \
-                LEAST($4, $3 OPERATOR(pg_catalog.*) pg_catalog.power(2::double precision, LEAST(s.failures, 10)::double precision))) \
+                LEAST($4, $3 OPERATOR(pg_catalog.*) pg_catalog.power(2::double precision, \
+                    GREATEST(0, LEAST(s.failures, 10))::double precision))) \
           WHERE s.name OPERATOR(pg_catalog.=) $1 RETURNING s.failures",
         &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::FLOAT8OID, pg_sys::FLOAT8OID],
     ) };
@@ -196,20 +203,21 @@ impl Schedules {
 
     fn round(&mut self, slot: Slot) -> Result<Round, String> {
         let looked = self.look_at.is_some_and(|at| at <= background::now());
-        let freed = if looked { background::transaction(names_freed)? } else { Vec::new() };
-        let freed = freed.iter().filter(|name| serve_one(slot, name)).count();
-        let served = background::transaction(|| {
-            if !queues::table_exists(c"schedule") {
-                return 0;
-            }
+        let freed = if looked { transaction(names_freed)? } else { Vec::new() };
+        let mut unnoted = None;
+        let mut serve_alone = |name: &String| {
+            serve_one(slot, name).unwrap_or_else(|error| {
+                unnoted = Some(error);
+                false
+            })
+        };
+        let freed = freed.iter().filter(|name| serve_alone(name)).count();
+        let served = transaction(|| {
             let now = background::now();
             let due = spi::connected(|spi| {
                 let rows = DUE.with(|statement| statement.run(spi, &[spi::int(now), spi::int(BATCH)], false));
                 (0..rows.len()).filter_map(|row| Schedule::read(&rows, row)).collect::<Vec<_>>()
             });
-            if !due.is_empty() {
-                set_for_serving();
-            }
             for schedule in &due {
                 if let Err(error) = serve(schedule, now) {
                     error.raise();
@@ -221,19 +229,20 @@ impl Schedules {
             Ok(served) => served,
             // One of them spoils it for all: one by one.
             Err(_) => {
-                let names = background::transaction(|| names_due(background::now()))?;
+                let names = transaction(|| names_due(background::now()))?;
                 let until = background::now() + SINGLY_FOR;
                 names
                     .iter()
                     .take_while(|_| background::now() < until)
-                    .filter(|name| serve_one(slot, name))
+                    .filter(|name| serve_alone(name))
                     .count()
             }
         };
-        let (next, waits) = background::transaction(|| {
-            if !queues::table_exists(c"schedule") {
-                return (None, false);
-            }
+        // What its row does not say would be tried again without a pause.
+        if let Some(error) = unnoted {
+            return Err(error);
+        }
+        let (next, waits) = transaction(|| {
             spi::connected(|spi| {
                 let rows = AHEAD.with(|statement| statement.run(spi, &[], true));
                 (rows.int8(0, 1), rows.bool(0, 2))
@@ -247,14 +256,14 @@ impl Schedules {
 /// Watches for the ends of runs for which ticks wait, if some do. Says when to look without having been told of one: at once when one was over before
 /// it was watched.
 fn watch(slot: Slot, waits: bool) -> Result<Option<Micros>, String> {
-    let runs = if waits { background::transaction(runs_awaited)? } else { Vec::new() };
+    let runs = if waits { transaction(runs_awaited)? } else { Vec::new() };
     // SAFETY: plain reads of this process' own variables.
     let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
     let watches_all = slot.control().waiters.watch(&runs, pid, latch);
     if !waits {
         return Ok(None);
     }
-    let freed = background::transaction(names_freed)?;
+    let freed = transaction(names_freed)?;
     let gap = match (freed.is_empty(), watches_all) {
         (false, _) => 0,
         (true, true) => LOOK_AGAIN,
@@ -270,11 +279,27 @@ fn runs_awaited() -> Vec<TaskId> {
     })
 }
 
-/// A tick and its task are one: what has come to a worker is not taken back by a crash, nor by a promotion when a standby is waited for. And other
-/// work of the scheduler does not wait long for a table that someone keeps locked.
-fn set_for_serving() {
-    background::set_local(c"synchronous_commit", c"on");
-    background::set_local(c"lock_timeout", c"1s");
+/// Runs `f` in a transaction, unless somebody has locked the table, for whom other work of the scheduler must not wait. Without the table, which an
+/// extension of an older version does not have, there is nothing to do.
+///
+/// A tick and its task are one: what has come to a worker is not taken back by a crash, nor by a promotion when a standby is waited for.
+fn transaction<R: Default>(f: impl FnOnce() -> R + UnwindSafe + RefUnwindSafe) -> Result<R, String> {
+    background::transaction(|| {
+        background::set_local(c"synchronous_commit", c"on");
+        background::set_local(c"lock_timeout", c"1s");
+        // SAFETY: catalog look-ups inside a transaction; the lock is kept until its end.
+        let (exists, is_free) = unsafe {
+            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
+            let table = pg_sys::get_relname_relid(c"schedule".as_ptr(), schema);
+            let exists = schema != pg_sys::InvalidOid && table != pg_sys::InvalidOid;
+            (exists, exists && pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock as i32))
+        };
+        match (exists, is_free) {
+            (_, true) => Ok(f()),
+            (true, false) => Err("somebody has locked the table pg_task.schedule".to_owned()),
+            (false, false) => Ok(R::default()),
+        }
+    })?
 }
 
 fn names_due(now: Micros) -> Vec<String> {
@@ -291,41 +316,40 @@ fn names_freed() -> Vec<String> {
     })
 }
 
-/// Serves one schedule in a transaction of its own. What goes wrong is written into its row. False when there is nothing to do, or someone has the
-/// row locked.
-fn serve_one(slot: Slot, name: &str) -> bool {
-    let result = background::transaction(|| {
+/// Serves one schedule in a transaction of its own. What goes wrong is written into its row, or comes back when it cannot be. False when there is
+/// nothing to do, or someone has the row locked.
+fn serve_one(slot: Slot, name: &str) -> Result<bool, String> {
+    let result = transaction(|| {
         let now = background::now();
         let schedule = spi::connected(|spi| {
             let rows = ONE.with(|statement| statement.run(spi, &[spi::text(name), spi::int(now)], false));
             if rows.is_empty() { None } else { Schedule::read(&rows, 0) }
         });
-        if let Some(schedule) = &schedule {
-            set_for_serving();
-            if let Err(error) = serve(schedule, now) {
-                error.raise();
-            }
+        if let Some(schedule) = &schedule
+            && let Err(error) = serve(schedule, now)
+        {
+            error.raise();
         }
         schedule.is_some()
     });
     let error = match result {
-        Ok(served) => return served,
+        Ok(served) => return Ok(served),
         Err(error) => error,
     };
     let text = error.as_str();
-    let noted = background::transaction(|| {
+    let failures = transaction(|| {
         spi::connected(|spi| {
             let seconds = |micros: Micros| spi::float(micros as f64 / 1e6);
             let arguments = [spi::text(name), spi::text(text), seconds(RETRY_FIRST), seconds(RETRY_LAST)];
             let rows = FAILED.with(|statement| statement.run(spi, &arguments, false));
             if rows.is_empty() { None } else { rows.int4(0, 1) }
         })
-    });
-    if !matches!(noted, Ok(Some(failures)) if failures > 1) {
+    })?;
+    if failures.is_none_or(|failures| failures <= 1) {
         pgrx::warning!("pg_task scheduler: the schedule \"{name}\" failed and will be tried again: {error}");
         slot.control().set_error(&error, background::now());
     }
-    true
+    Ok(true)
 }
 
 /// A row of the table.
@@ -355,11 +379,11 @@ impl Schedule {
         // SAFETY: these columns of DUE and ONE are arrays of timestamptz and of uuid.
         let (waiting, tasks) = unsafe {
             let elements = |column| rows.datum(row, column).map(|array| array_elements(array));
-            let waiting: Vec<Seconds> = elements(15)?
-                .into_iter()
-                .flatten()
-                .map(|time| schedules::second(time.value() as i64))
-                .collect();
+            // Whatever somebody has written there by hand.
+            let moments = elements(15)?.into_iter().flatten().map(|time| time.value() as i64);
+            let moments: Vec<Micros> = moments.filter(|&moment| produce::is_moment(moment)).collect();
+            let last = &moments[moments.len().saturating_sub(MOST_WAITING)..];
+            let waiting: Vec<Seconds> = last.iter().map(|&moment| schedules::second(moment)).collect();
             let tasks: Vec<TaskId> =
                 elements(16)?.into_iter().flatten().map(|id| spi::uuid_from(id)).collect();
             (waiting, tasks)
@@ -373,7 +397,7 @@ impl Schedule {
             queue: rows.text(row, 6)?,
             priority: rows.int2(row, 7)?,
             missed: Missed::parse(&rows.text(row, 8)?)?,
-            missed_limit: rows.int4(row, 9)?.clamp(1, 1_000) as usize,
+            missed_limit: rows.int4(row, 9)?.clamp(1, MOST_WAITING as i32) as usize,
             overlap: Overlap::parse(&rows.text(row, 10)?)?,
             jitter: queues::micros(rows.datum(row, 11)?),
             starts_at: rows.int8(row, 12),
@@ -412,12 +436,14 @@ fn serve(schedule: &Schedule, now: Micros) -> Result<(), Error> {
     for &tick in &placed.run {
         let moment = schedules::moment(tick);
         let step = schedules::step_of(schedule.step, schedule.tick_field.as_deref(), moment)?;
-        let due = moment.saturating_add(jitter(name, tick, schedule.jitter));
+        let due = moment.saturating_add(jitter(name, tick, schedule.jitter)).min(produce::LAST_MOMENT);
         live.push(produce::enqueue_at(&schedule.queue, schedule.priority, due, step, schedule.options)?);
     }
     let mut waiting: Vec<Datum> =
         placed.waiting.iter().map(|&tick| Datum::from(schedules::moment(tick))).collect();
-    let time = |second: Option<Seconds>| second.and_then(|second| spi::int(schedules::moment(second)));
+    let time = |second: Option<Seconds>| {
+        second.map(schedules::moment).filter(|&moment| produce::is_moment(moment)).and_then(spi::int)
+    };
     let arguments = [
         spi::text(name),
         time(next),

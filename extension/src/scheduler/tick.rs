@@ -36,6 +36,7 @@ use pg_task_rules::turns::Turn;
 
 use super::beat;
 use super::keys::Keys;
+use super::loss::Losses;
 use super::retention::Retention;
 use super::rules::Rules;
 use super::schedules::Schedules;
@@ -75,9 +76,6 @@ const MAX_PLACELESS: usize = 100_000;
 
 /// Reads in one transaction, after which workers are woken and hints are looked at again.
 const READS_PER_TICK: usize = 4;
-
-/// A row of a lost worker's that someone keeps locked is tried again after this time.
-const LOCKED_RETRY: Micros = 200_000;
 
 /// Tasks that are moved on the board under one hold of its lock.
 const BOARD_CHUNK: usize = 1_000;
@@ -140,6 +138,7 @@ pub struct Ticker {
     ticked: Instant,
     woke_someone: bool,
     backlog: bool,
+    losses: Losses,
 }
 
 impl Ticker {
@@ -169,6 +168,7 @@ impl Ticker {
             ticked: Instant::now(),
             woke_someone: false,
             backlog: false,
+            losses: Losses::default(),
         }
     }
 
@@ -242,7 +242,10 @@ impl Ticker {
         self.offer()?;
         self.wake_idle()?;
         self.give_up_lost()?;
-        self.write_behind()?;
+        if let Err(error) = self.write_behind() {
+            // What is noted of claims in their rows helps after a crash; nothing else waits for it.
+            self.losses.tell(self.slot, error);
+        }
         self.retention.tend(self.slot);
         self.sweep.tend(self.slot);
         let now = background::now();
@@ -549,41 +552,10 @@ impl Ticker {
     }
 
     fn give_up_lost(&mut self) -> Result<(), String> {
-        loop {
-            let now = background::now();
-            let grace = guc::micros(&guc::WORKER_GRACE);
-            let lost = self.slot.with_board(|board| {
-                let worker = board.take_lost(grace, now)?;
-                let claims: Vec<Entry> = board.claims_of(worker).copied().collect();
-                Some((worker, board.workers[worker].id, board.workers[worker].gives_up, claims))
-            });
-            let Some((worker, id, asks, claims)) = lost else { return Ok(()) };
-            let mut locked = HashSet::new();
-            if !claims.is_empty() {
-                let limit = guc::LOST_LIMIT.get();
-                locked = background::transaction(|| {
-                    // Handed out again under an attempt that a crash could take back, a task would be tried more often than its limit.
-                    background::flush_at_commit();
-                    spi::connected(|spi| beat::write_loss(spi, &id, &claims, limit, asks))
-                })?;
-                let written = claims.len() - locked.len();
-                if written > 0 {
-                    pgrx::log!(
-                        "pg_task scheduler: a worker was lost; {written} tasks that it held are handed out again"
-                    );
-                }
-                self.slot.control().lost.fetch_add(written as u64, Relaxed);
-            }
-            self.slot.with_board(|board| {
-                for claim in claims.iter().filter(|claim| !locked.contains(&claim.id)) {
-                    board.give_back(&claim.id, claim.token);
-                }
-                if board.workers[worker].id == id {
-                    board.end_loss(worker, now + LOCKED_RETRY);
-                }
-            });
+        while self.losses.give_up_next(self.slot) {
             self.wake_idle()?;
         }
+        Ok(())
     }
 
     fn write_behind(&mut self) -> Result<(), String> {
@@ -693,6 +665,8 @@ impl Ticker {
             self.schedules.wake_at(),
             unwritten.map(|since| (since + write_after).max(now + 100_000)),
             Some(self.rescan_at),
+            // A user's trigger has enqueued something when the scheduler wrote to the table, of which nobody wakes it.
+            self.slot.with_inbox(|inbox| (!inbox.is_empty()).then_some(now)),
         ]
         .into_iter()
         .flatten()

@@ -24,7 +24,7 @@ const OWN_CHECKS: [&CStr; 8] = [
     c"task_wakeup_at_is_finite",
 ];
 
-/// Triggers of `sql/20_task.sql` for INSERT: what the first does is done by whoever inserts; the second is for rows with an error.
+/// Triggers of `sql/20_task.sql` for INSERT: what they do is done by whoever inserts.
 const OWN_TRIGGERS: [&CStr; 1] = [c"task_insert"];
 
 /// Indexes of `sql/20_task.sql` in which a row without error and options has no entry: their predicates say so. Opened for
@@ -45,6 +45,18 @@ pub struct NewTask {
     pub due: Micros,
     /// Its own settings, a jsonb.
     pub options: Option<Datum>,
+}
+
+/// Into which indexes a row is entered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Entered {
+    /// A new row: into all.
+    New,
+    /// A row that takes the place of another one: into all.
+    Moved,
+    /// The same, where the entries of the other row lead to it: into those alone that say something of a whole block (BRIN).
+    #[cfg_attr(feature = "pg15", expect(dead_code, reason = "PostgreSQL 15 moves such a row"))]
+    Summarizing,
 }
 
 /// A table's indexes, open for new entries.
@@ -107,12 +119,13 @@ impl Indexes {
         }
     }
 
-    /// Enters a new row into every index, as the executor does.
+    /// Enters a row into indexes, as the executor does.
     ///
     /// # Safety
     /// The slot holds a row that was just written to the table.
-    pub unsafe fn add(&self, row: *mut pg_sys::TupleTableSlot, is_update: bool) {
+    pub unsafe fn add(&self, row: *mut pg_sys::TupleTableSlot, entered: Entered) {
         let (target, state, null) = (self.target, self.state, std::ptr::null_mut());
+        let is_update = entered != Entered::New;
         // SAFETY: opened by `open`; the memory for one row is emptied after it.
         unsafe {
             #[cfg(feature = "pg15")]
@@ -126,7 +139,7 @@ impl Indexes {
                 false,
                 null,
                 std::ptr::null_mut(),
-                false,
+                entered == Entered::Summarizing,
             );
             let context = (*state).es_per_tuple_exprcontext;
             if !context.is_null() {
@@ -208,7 +221,7 @@ impl TaskTable {
                 (*(*self.relation).rd_tableam).tuple_insert.expect("every table access method can insert");
             let (relation, command) = (self.relation, pg_sys::GetCurrentCommandId(true));
             pg_sys::ffi::pg_guard_ffi_boundary(|| insert(relation, row, command, 0, std::ptr::null_mut()));
-            self.indexes(task.options.is_none()).add(row, false);
+            self.indexes(task.options.is_none()).add(row, Entered::New);
         }
     }
 

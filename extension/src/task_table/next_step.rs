@@ -9,6 +9,7 @@ use pgrx::pg_sys::Datum;
 use super::Column;
 use super::TaskTable;
 use super::item_pointer;
+use super::new_row::Entered;
 use super::place_of;
 
 /// Triggers of `sql/20_task.sql` for UPDATE. A next step fires none: it raises the fence and leaves `error` NULL and `options` as they are.
@@ -18,6 +19,22 @@ const OWN_TRIGGERS: [&std::ffi::CStr; 3] = [c"task_update", c"task_error_update"
 type IndexesChanged = bool;
 #[cfg(not(feature = "pg15"))]
 type IndexesChanged = pg_sys::TU_UpdateIndexes::Type;
+
+/// What an update leaves to be entered.
+#[cfg(feature = "pg15")]
+fn entered_after(changed: IndexesChanged) -> Option<Entered> {
+    changed.then_some(Entered::Moved)
+}
+
+/// What an update leaves to be entered.
+#[cfg(not(feature = "pg15"))]
+fn entered_after(changed: IndexesChanged) -> Option<Entered> {
+    match changed {
+        pg_sys::TU_UpdateIndexes::TU_None => None,
+        pg_sys::TU_UpdateIndexes::TU_Summarizing => Some(Entered::Summarizing),
+        _ => Some(Entered::Moved),
+    }
+}
 
 impl TaskTable {
     /// Whether next steps may go below the executor: nothing of the user's is to be done or checked with them.
@@ -74,8 +91,8 @@ impl TaskTable {
             if !written {
                 return None;
             }
-            if in_indexes {
-                self.indexes(false).add(next, true);
+            if let Some(which) = in_indexes {
+                self.indexes(false).add(next, which);
             }
             Some(place_of(&(*next).tts_tid))
         }
@@ -111,11 +128,11 @@ impl TaskTable {
         }
     }
 
-    /// Whether the row was updated, and whether the new one is still to be entered into the indexes.
+    /// Whether the row was updated, and into which indexes the new one is still to be entered.
     ///
     /// # Safety
     /// `next` holds a tuple of the table.
-    unsafe fn update(&self, place: Place, next: *mut pg_sys::TupleTableSlot) -> (bool, bool) {
+    unsafe fn update(&self, place: Place, next: *mut pg_sys::TupleTableSlot) -> (bool, Option<Entered>) {
         let mut tid = item_pointer(place);
         let mut failure = pg_sys::TM_FailureData::default();
         let mut lock_mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
@@ -133,6 +150,6 @@ impl TaskTable {
                 update(relation, tid, next, command, snapshot, no_check, true, failure, lock_mode, changed)
             })
         };
-        (result == pg_sys::TM_Result::TM_Ok, changed != IndexesChanged::default())
+        (result == pg_sys::TM_Result::TM_Ok, entered_after(changed))
     }
 }

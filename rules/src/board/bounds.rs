@@ -152,7 +152,7 @@ fn apply(board: &mut Board<'_>, call: &Call) {
         (10, _) => _ = board.misfit(&task, token, kind(name), Label::EMPTY),
         (11, _) => {
             let token = board.next_token();
-            let next = Advance { token, fence: two, place: Place::UNKNOWN };
+            let next = Advance { token, fence: two, place: Place::UNKNOWN, kind: Kind::ANY };
             let may = board.may_continue(&task, claim.token);
             if flag || may {
                 board.advance(&task, claim.token, &next, one);

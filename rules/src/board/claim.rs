@@ -283,7 +283,10 @@ impl Board<'_> {
         if self.entries[index as usize].progress != NIL {
             self.end_progress(index);
         }
+        let owner = self.entries[index as usize].owner as usize;
+        let retry_limit = self.workers[owner].retry_limit(next.kind).unwrap_or(0);
         let entry = &mut self.entries[index as usize];
+        entry.retry_limit = retry_limit;
         entry.token = next.token;
         entry.fence = next.fence;
         entry.place = next.place;
@@ -555,6 +558,8 @@ pub struct Advance {
     pub fence: i64,
     /// Where the row is after the transition.
     pub place: Place,
+    /// The next step, as far as it is known.
+    pub kind: Kind,
 }
 
 /// What the row of a task says that was handed out.

@@ -224,7 +224,7 @@ fn a_step_at_its_limit_waits_in_a_lane_of_its_own_and_others_pass_it() {
     board.claim_beside(worker, 9, 0, &leaving, &mut out);
     assert_eq!(out.len(), 1);
     assert!(board.end_claim(&begun[0].id, begun[0].token));
-    let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN };
+    let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN, kind: Kind::ANY };
     assert!(board.advance(&out[0].claim.id, out[0].claim.token, &next, 0));
     assert_eq!(board.running_of_kind(kind(0)), Some(0));
     assert_eq!(claim(&mut board, worker, 9, 0).len(), 1);

@@ -76,7 +76,7 @@ fn a_chain_keeps_the_turn_and_a_worker_that_comes_back_brings_it() {
     push(&mut board, 1);
     let [first] = claim(&mut board, worker, 1)[..] else { panic!("one is ready") };
     assert_eq!(board.take_turn(&first, Group(7), 0, &Leaving::default()), Turn::Taken);
-    let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN };
+    let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN, kind: Kind::ANY };
     assert!(board.advance(&first.id, first.token, &next, 0));
     assert!(board.has_turn(Group(7)));
     board.reset();

@@ -257,6 +257,11 @@ impl Entry {
         token::is_asked(self.token)
     }
 
+    /// Whether the task that was handed out was deleted, or its run is to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.flags & CANCELLED != 0
+    }
+
     /// Whether the row's `tried` counts this attempt already.
     pub fn is_counted(&self) -> bool {
         self.flags & COUNTED != 0
@@ -425,6 +430,11 @@ impl WorkerSlot {
             return false;
         }
         self.all_kinds || self.kind_index(kind).is_some()
+    }
+
+    /// Whether tasks that it holds were cancelled of which it has not been told.
+    pub fn has_cancels(&self) -> bool {
+        self.cancels > 0
     }
 
     /// How often it would retry the step.

@@ -184,7 +184,12 @@ mod tests {
         let (mut memory, claims) = board_with(1);
         let (mut board, claim) = (memory.board(), claims[0]);
         assert!(board.set_progress(0, &claim, &Progress::new(Some(1.0), "all", 1)));
-        let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN };
+        let next = Advance {
+            token: board.next_token(),
+            fence: 1,
+            place: Place::UNKNOWN,
+            kind: crate::names::Kind::ANY,
+        };
         assert!(board.advance(&claim.id, claim.token, &next, 2));
         assert_eq!(said(&board, &claim), None);
     }

@@ -358,7 +358,7 @@ fn a_chain_gives_way_to_better_priorities_and_after_a_hundred_steps_to_its_equal
         assert!(board.advance(
             &claim.id,
             claim.token,
-            &Advance { token: next, fence: step, place: Place::UNKNOWN },
+            &Advance { token: next, fence: step, place: Place::UNKNOWN, kind: Kind::ANY },
             10
         ));
         claim.token = next;
@@ -550,7 +550,7 @@ proptest! {
                 Op::Advance(n) => {
                     if let Some((_, token)) = claimed.get_mut(&n) {
                         let next = board.next_token();
-                        let step = Advance { token: next, fence: 1, place: Place::UNKNOWN };
+                        let step = Advance { token: next, fence: 1, place: Place::UNKNOWN, kind: Kind::ANY };
                         prop_assert!(board.advance(&id(n), *token, &step, 200));
                         *token = next;
                         last_token = next;
