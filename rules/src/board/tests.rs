@@ -345,6 +345,21 @@ fn an_asserted_claim_whose_attempt_the_row_counts_is_not_counted_again() {
 }
 
 #[test]
+fn the_next_step_s_own_retries_count_when_its_worker_is_lost() {
+    let (first, second) = (Kind::new("T", "First"), Kind::new("T", "Second"));
+    let mut memory = small();
+    let mut board = memory.board();
+    let kinds = [(first, 0), (second, 9)];
+    let worker = board.register(&Registration { kinds: Some(&kinds), ..registration(1) }, 0).expect("free");
+    board.push_ready(id(1), 1, Q, 0, Place::UNKNOWN);
+    let claim = claim_all(&mut board, worker, 1, 10)[0];
+    board.note_row(&claim, &ClaimedRow { fence: 0, kind: first, place: Place::UNKNOWN, counted: false });
+    let next = Advance { token: board.next_token(), fence: 1, place: Place::UNKNOWN, kind: second };
+    assert!(board.advance(&claim.id, claim.token, &next, 10));
+    assert_eq!(board.claim_of(&id(1)).map(|entry| entry.retry_limit), Some(9));
+}
+
+#[test]
 fn a_chain_gives_way_to_better_priorities_and_after_a_hundred_steps_to_its_equals() {
     let mut memory = small();
     let mut board = memory.board();

@@ -124,3 +124,15 @@ async fn a_full_page_sends_next_steps_elsewhere_and_every_index_finds_them() -> 
     )
     .await
 }
+
+/// An index that says something of whole blocks gets an entry for a row that stays on its page; the others do not.
+#[tokio::test]
+async fn an_index_of_blocks_on_what_a_next_step_changes_is_no_hindrance() -> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("brin")?);
+    db.run("CREATE INDEX ON pg_task.task USING brin (updated_at); CREATE INDEX ON pg_task.task USING brin (fence)").await?;
+    let _worker = db.known_worker(options(&ledger)).await?;
+    db.run(&format!("SELECT count(pg_task.enqueue({CHAIN})) FROM generate_series(1, 20)")).await?;
+    db.until("SELECT NOT EXISTS (SELECT FROM pg_task.task WHERE error IS NULL)").await?;
+    assert_eq!(db.ask("SELECT coalesce(min(error), 'none') FROM pg_task.failed").await?, "none");
+    Ok(())
+}
