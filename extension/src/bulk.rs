@@ -334,9 +334,6 @@ impl Change {
             }
             Self::Resume => RESUME.with(|statement| statement.run(spi, &[ids], false)),
         };
-        if matches!(self, Self::Cancel) {
-            (0..rows.len()).filter_map(|row| rows.uuid(row, 1)).for_each(commit::note_cancelled);
-        }
         rows.len() as i64
     }
 }

@@ -60,9 +60,7 @@ fn cancel(call: &mut Call) -> Result<Option<Datum>, Error> {
     let count = spi::connected(|spi| {
         CANCEL.with(|statement| statement.run(spi, &[Some(spi::uuid(&id))], false)).len()
     });
-    if count > 0 {
-        commit::note_cancelled(id);
-    }
+    // The table's trigger tells the worker that runs it.
     Ok(Some(Datum::from(count > 0)))
 }
 sql_function!("cancel_wrapper", "pg_finfo_cancel_wrapper", cancel, "cancel(id uuid) RETURNS boolean");

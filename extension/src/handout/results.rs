@@ -86,7 +86,8 @@ thread_local! {
     ) };
     // The fence stays: the transition follows.
     static FORGET_DEADLINES: Statement = const { Statement::new(
-        c"UPDATE pg_task.task AS t SET options = NULLIF(t.options OPERATOR(pg_catalog.-) 'deadline'::pg_catalog.text, '{}') \
+        c"UPDATE pg_task.task AS t SET options = CASE WHEN t.options OPERATOR(pg_catalog.-) 'deadline'::pg_catalog.text OPERATOR(pg_catalog.<>) '{}' \
+            THEN t.options OPERATOR(pg_catalog.-) 'deadline'::pg_catalog.text END \
           FROM unnest($1, $2) AS d (id, fence) \
           WHERE t.id OPERATOR(pg_catalog.=) d.id AND t.fence OPERATOR(pg_catalog.=) d.fence AND t.options OPERATOR(pg_catalog.?) 'deadline'",
         &[pg_sys::UUIDARRAYOID, pg_sys::INT8ARRAYOID],
