@@ -13,14 +13,8 @@ pub struct PgZone(*mut pg_sys::pg_tz);
 impl PgZone {
     /// The zone of a name; none if there is no such name.
     pub fn named(name: &str) -> Option<Self> {
-        // The server reads almost any word with a number as the rules of a zone (POSIX), a misspelled name too.
-        let is_posix = name.contains(|c: char| c.is_ascii_digit() || c == '<')
-            && !["EST5EDT", "CST6CDT", "MST7MDT", "PST8PDT"]
-                .iter()
-                .any(|zone| zone.eq_ignore_ascii_case(name))
-            && !name
-                .get(..3)
-                .is_some_and(|start| ["etc", "gmt"].iter().any(|zone| zone.eq_ignore_ascii_case(start)));
+        // The server reads almost any word with a number as the rules of a zone (POSIX), a misspelled name too, and keeps each.
+        let is_posix = name.contains(|c: char| c.is_ascii_digit() || c == '<') && !has_number(name);
         if is_posix || name.is_empty() || name.contains(',') {
             return None;
         }
@@ -31,6 +25,19 @@ impl PgZone {
             (!zone.is_null() && pg_sys::pg_tz_acceptable(zone)).then_some(Self(zone))
         }
     }
+}
+
+/// Whether a name with a number is one of those that there are: `Etc/GMT+5` and the like.
+fn has_number(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    if ["est5edt", "cst6cdt", "mst7mdt", "pst8pdt"].contains(&name.as_str()) {
+        return true;
+    }
+    let hours = name.strip_prefix("etc/").unwrap_or(&name).strip_prefix("gmt");
+    hours.is_some_and(|hours| {
+        let digits = hours.strip_prefix(['+', '-']).unwrap_or(hours);
+        digits.len() <= 2 && digits.bytes().all(|digit| digit.is_ascii_digit())
+    })
 }
 
 impl Zone for PgZone {

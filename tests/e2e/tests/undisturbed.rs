@@ -104,6 +104,20 @@ async fn a_deadline_that_postgresql_cannot_read_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
+async fn words_that_the_server_would_keep_as_rules_of_a_zone_are_no_zones() -> Result<()> {
+    let db = database().await?;
+    let mut session = db.session().await?;
+    let ticks = |zone: &str| format!("SELECT pg_task.next_ticks('@daily', '{zone}')");
+    for zone in ["GMT1AAA", "GMT+123", "Etc/GMT1AAA", "Europe/Berlin1", "<A1>1"] {
+        assert_eq!(session.refusal(&ticks(zone)).await?.code, "22023", "{zone}");
+    }
+    for zone in ["GMT", "GMT0", "gmt-0", "Etc/GMT+12", "Etc/GMT-14", "EST5EDT", "Europe/Berlin"] {
+        session.run(&ticks(zone)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_worker_that_is_lost_when_it_was_asked_about_a_deadline_is_written_down() -> Result<()> {
     let server = hasty_server("e2e-undisturbed-asked", &[])?;
     let db = Database::create(&server).await?;
