@@ -50,6 +50,8 @@ struct Unsettled {
     ends: Vec<(TaskId, i64, End)>,
     /// Rows that are due at a later time when it commits.
     hints: Vec<Hint>,
+    /// Cancelled tasks of which its answer tells.
+    told: Vec<TaskId>,
 }
 
 /// A worker's place on the board and the registration under which it called.
@@ -81,8 +83,14 @@ enum End {
 }
 
 impl Unsettled {
-    const NOTHING: Self =
-        Self { slot: None, caller: None, claims: Vec::new(), ends: Vec::new(), hints: Vec::new() };
+    const NOTHING: Self = Self {
+        slot: None,
+        caller: None,
+        claims: Vec::new(),
+        ends: Vec::new(),
+        hints: Vec::new(),
+        told: Vec::new(),
+    };
 
     fn clear(&mut self) {
         self.slot = None;
@@ -90,6 +98,7 @@ impl Unsettled {
         self.claims.clear();
         self.ends.clear();
         self.hints.clear();
+        self.told.clear();
     }
 }
 
@@ -113,6 +122,9 @@ pub fn at_end(committed: bool) {
             returned |= board.wants_look();
             // The ends of claims may have made room in a queue for workers that wait.
             returned |= committed && board.has_freed_place(now);
+            if !committed {
+                unsettled.told.iter().for_each(|id| board.not_told(id));
+            }
             if !committed || !current {
                 for claim in &unsettled.claims {
                     board.withdraw(claim);

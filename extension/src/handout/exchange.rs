@@ -70,7 +70,6 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
 
     let now = background::now();
     let mut cancelled: Vec<TaskId> = Vec::new();
-    let mut has_cancels = false;
     // Memory may know better than the rows: a task may have been handed out again since.
     let mut held: Vec<Option<Entry>> = Vec::with_capacity(results.len());
     let caller = slot.with_board(|board| {
@@ -79,12 +78,15 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
             .filter(|&place| registration.is_none_or(|got| got == i64::from(board.workers[place].generation)))
             .filter(|&place| board.heard(place, now));
         Ok::<_, Error>(place.map(|place| {
+            board.take_cancels(place, &mut cancelled);
             let worker = &board.workers[place];
-            has_cancels = worker.has_cancels();
             (Caller { place, generation: worker.generation }, worker.stop)
         }))
     })?;
-    unsettled(slot, |unsettled| unsettled.caller = caller.map(|(caller, _)| caller));
+    unsettled(slot, |unsettled| {
+        unsettled.caller = caller.map(|(caller, _)| caller);
+        unsettled.told.clone_from(&cancelled);
+    });
     let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 
     spi::connected(|spi| {
@@ -96,14 +98,6 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
             }
         }
     });
-    if let Some((caller, _)) = caller.filter(|_| has_cancels) {
-        // At the end: a call that fails has not told of them.
-        slot.with_board(|board| {
-            if caller.is_current(board) {
-                board.take_cancels(caller.place, &mut cancelled);
-            }
-        });
-    }
     for id in &cancelled {
         output.cancelled(id);
     }

@@ -385,6 +385,16 @@ impl Board<'_> {
         self.workers[worker].cancels = 0;
     }
 
+    /// The answer that was to tell of a cancelled task was not sent: the next one tells of it.
+    pub fn not_told(&mut self, id: &TaskId) {
+        let Some(index) = self.find(id) else { return };
+        let entry = &mut self.entries[index as usize];
+        if entry.state == EntryState::Claimed && entry.flags & CANCEL_TOLD != 0 {
+            entry.flags &= !CANCEL_TOLD;
+            self.workers[entry.owner as usize].cancels += 1;
+        }
+    }
+
     /// Claims that are older than `before` and not written down yet, at most `limit`. They count as written from now on.
     pub fn take_unwritten(&mut self, before: Micros, limit: usize, out: &mut Vec<(usize, Entry)>) {
         for worker in 0..self.workers.len() {

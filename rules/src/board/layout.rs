@@ -432,11 +432,6 @@ impl WorkerSlot {
         self.all_kinds || self.kind_index(kind).is_some()
     }
 
-    /// Whether tasks that it holds were cancelled of which it has not been told.
-    pub fn has_cancels(&self) -> bool {
-        self.cancels > 0
-    }
-
     /// How often it would retry the step.
     pub fn retry_limit(&self, kind: Kind) -> Option<i32> {
         self.kind_index(kind).map(|index| self.limits[index])

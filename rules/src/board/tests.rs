@@ -404,6 +404,13 @@ fn a_cancelled_task_is_told_once_to_its_worker() {
     board.take_cancels(worker, &mut told);
     board.take_cancels(worker, &mut told);
     assert_eq!(told, [id(1)]);
+    // The call that was to tell it has failed; of one that was never claimed nothing is told.
+    told.clear();
+    board.not_told(&id(1));
+    board.not_told(&id(2));
+    board.take_cancels(worker, &mut told);
+    board.take_cancels(worker, &mut told);
+    assert_eq!(told, [id(1)]);
 }
 
 #[test]

@@ -321,3 +321,19 @@ async fn tables_that_anybody_drops_do_not_make_the_scheduler_begin_anew() -> Res
     assert_eq!(db.ask(rescans).await?, before);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_call_that_fails_has_not_told_of_a_cancelled_task() -> Result<()> {
+    let db = database().await?;
+    db.run(&format!("SELECT pg_task.enqueue({STEP})")).await?;
+    let mut worker = registered(&db, "").await?;
+    take(&mut worker, 1).await?;
+    db.run("SELECT pg_task.cancel(id) FROM pg_task.task").await?;
+    let exchange = format!("SELECT string_agg(event::text, ',') FROM pg_task.exchange({WORKER}, 0)");
+    worker.run("BEGIN").await?;
+    assert_eq!(worker.ask(&exchange).await?, "3");
+    worker.run("ROLLBACK").await?;
+    assert_eq!(worker.ask(&exchange).await?, "3");
+    assert_eq!(worker.ask(&exchange).await?, "");
+    Ok(())
+}
