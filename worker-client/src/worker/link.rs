@@ -22,8 +22,8 @@ use uuid::Uuid;
 const STOP_CHANNEL: &str = "pg_task_changed";
 const STOP_PAYLOAD: &str = "stop_worker";
 
-/// How long a connection may take.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// How long a connection may take, until it listens.
+pub(super) const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// The session's connection.
 pub(super) enum Link {
@@ -44,13 +44,21 @@ pub(super) enum News {
 }
 
 impl Link {
-    /// Opens a connection; with `polling` one that looks for work so often.
-    pub(super) async fn open(db: &PgPool, worker: Uuid, polling: Option<Duration>) -> sqlx::Result<Self> {
+    /// Opens a connection within `time`; with `polling` one that looks for work so often.
+    pub(super) async fn open(
+        db: &PgPool,
+        worker: Uuid,
+        polling: Option<Duration>,
+        time: Duration,
+    ) -> sqlx::Result<Self> {
+        let opened = tokio::time::timeout(time, Self::connect(db, worker, polling)).await;
+        opened.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+    }
+
+    async fn connect(db: &PgPool, worker: Uuid, polling: Option<Duration>) -> sqlx::Result<Self> {
         let options = (*db.connect_options()).clone().application_name("pg_task worker");
         if let Some(polling) = polling {
-            let connection = tokio::time::timeout(CONNECT_TIME, PgConnection::connect_with(&options))
-                .await
-                .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+            let connection = PgConnection::connect_with(&options).await?;
             let mut clock = tokio::time::interval(polling);
             clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
             return Ok(Self::Pooled(connection, clock));
@@ -60,7 +68,6 @@ impl Link {
             .max_connections(1)
             .max_lifetime(None)
             .idle_timeout(None)
-            .acquire_timeout(CONNECT_TIME)
             .connect_lazy_with(options);
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
@@ -102,4 +109,36 @@ pub(super) async fn call_through_pooler(
     let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_falls_silent_before_the_connection_listens_is_given_up() -> std::io::Result<()> {
+        let server = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("postgres://user@{}/db?sslmode=disable", server.local_addr()?);
+        let silent = async {
+            let (mut client, _) = server.accept().await?;
+            let mut start = [0; 1024];
+            let _ = client.read(&mut start).await?;
+            // Authenticated, and ready for a query; which gets no answer.
+            client.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await?;
+            std::future::pending::<std::io::Result<()>>().await
+        };
+        let db = PgPool::connect_lazy(&url).expect("it is a URL");
+        let open = Link::open(&db, Uuid::nil(), None, Duration::from_millis(200));
+        tokio::select! {
+            silent = silent => silent,
+            opened = tokio::time::timeout(CONNECT_TIME, open) => {
+                assert!(matches!(opened, Ok(Err(sqlx::Error::Io(_)))), "it waits for the answer");
+                Ok(())
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::Settings;
 use super::backoff;
 use super::dispatcher::Event;
+use super::link::CONNECT_TIME;
 use super::link::Link;
 use super::link::News;
 use crate::Error;
@@ -85,7 +86,7 @@ impl<T> Session<T> {
     pub(super) async fn serve(mut self) {
         let mut failures = 0;
         loop {
-            let lost = match Link::open(&self.db, self.worker, self.settings.polling).await {
+            let lost = match Link::open(&self.db, self.worker, self.settings.polling, CONNECT_TIME).await {
                 Ok(mut link) => {
                     let _ = self.events.send(Event::Listening);
                     match self.listen(&mut link, &mut failures).await {
