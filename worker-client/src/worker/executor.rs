@@ -328,22 +328,19 @@ async fn begin<T: Step<T, Context> + 'static>(inner: &Arc<Inner<T>>, start: Star
         Poll::Ready(Ok((next, Some(tx)))) => Some((next, tx)),
         Poll::Pending => None,
     };
-    let inner = inner.clone();
-    tokio::spawn(async move {
-        let outcome = match first {
-            Some((next, tx)) => attempt.committed(next, tx).await,
-            None => tokio::select! {
-                result = within(limit, control.clone(), future) => match result {
-                    Some(Ok((next, Some(tx)))) => attempt.committed(next, tx).await,
-                    Some(Ok((next, None))) => attempt.outcome(Ok(next)),
-                    Some(Err(error)) => attempt.outcome(Err(error)),
-                    None => attempt.timed_out(limit),
-                },
-                () = control.dropped() => Outcome::Dropped,
-            },
+    let ending = attempt.clone();
+    let future = async move {
+        let result = match first {
+            Some((next, tx)) => Ok((next, Some(tx))),
+            None => future.await,
         };
-        inner.finish(finished(outcome));
-    });
+        match result {
+            Ok((next, Some(tx))) => ending.committed(next, tx).await,
+            Ok((next, None)) => ending.outcome(Ok(next)),
+            Err(error) => ending.outcome(Err(error)),
+        }
+    };
+    go_on(inner, finished, control, attempt, limit, future);
     None
 }
 
@@ -361,15 +358,28 @@ async fn begin_layered<T: Step<T, Context> + 'static>(
     if let Poll::Ready(outcome) = first {
         return Some(finished(outcome));
     }
+    go_on(inner, finished, control, attempt, limit, future);
+    None
+}
+
+/// Goes on with a step, its commit included, in a runtime task of its own: to its end, for its time at most, or until it is to be dropped.
+fn go_on<T: Step<T, Context> + 'static>(
+    inner: &Arc<Inner<T>>,
+    finished: impl FnOnce(Outcome<T>) -> Finished<T> + Send + 'static,
+    control: Arc<Control>,
+    attempt: Attempt,
+    limit: Option<Duration>,
+    future: impl Future<Output = Outcome<T>> + Send + 'static,
+) {
     let inner = inner.clone();
     tokio::spawn(async move {
+        let future = std::pin::pin!(future);
         let outcome = tokio::select! {
             outcome = within(limit, control.clone(), future) => outcome.unwrap_or_else(|| attempt.timed_out(limit)),
             () = control.dropped() => Outcome::Dropped,
         };
         inner.finish(finished(outcome));
     });
-    None
 }
 
 /// Why the server will park the task, if it only asks what to do instead.
