@@ -26,6 +26,7 @@ pg_task::task!(Test {
     Exact,
     Fail,
     Flaky,
+    Hang,
     Later,
     Linger,
     Meta,
@@ -169,6 +170,19 @@ impl Step<Test, Context> for Linger {
         ledger.note(&format!("{} cancelled", self.key))?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         NextStep::none()
+    }
+}
+
+/// Notes that it began, and never ends, nor when it is asked to.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Hang {
+    key: String,
+}
+
+impl Step<Test, Context> for Hang {
+    async fn step(self, cx: &Context) -> StepResult<Test> {
+        cx.state::<Ledger>().note(&format!("{} begins", self.key))?;
+        std::future::pending().await
     }
 }
 

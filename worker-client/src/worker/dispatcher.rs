@@ -12,7 +12,6 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
-use tracing::debug;
 use tracing::info;
 use tracing::warn;
 use uuid::Uuid;
@@ -61,6 +60,9 @@ const FEW: usize = 64;
 /// How long a call counts as just begun.
 const JUST_NOW: Duration = Duration::from_millis(2);
 
+/// Beside a call that takes longer than this nothing waits: it may hang.
+const GATHERING: Duration = Duration::from_millis(20);
+
 /// A result whose row someone keeps locked is brought again after this time.
 const DEFERRED: Duration = Duration::from_millis(500);
 
@@ -77,8 +79,8 @@ const PROGRESS_REST: Duration = Duration::from_secs(300);
 pub(super) enum Event<T> {
     /// A call has ended.
     Answer(Answer<T>),
-    /// A task that the worker runs was cancelled.
-    Cancelled(Uuid),
+    /// A task that the worker runs was cancelled, as the answer to what was asked at this moment says.
+    Cancelled { id: Uuid, asked_at: Instant },
     /// Calls that are still under way since the session came back are to be given up.
     CutLanes,
     /// A result that was deferred may be brought again.
@@ -122,6 +124,8 @@ struct Running {
     fence: i64,
     token: i64,
     control: Arc<Control>,
+    /// When the call began that brought it.
+    asked_at: Instant,
 }
 
 pub(super) struct Dispatcher<T> {
@@ -139,15 +143,17 @@ pub(super) struct Dispatcher<T> {
     ever_registered: bool,
     running: FxHashMap<Uuid, Running>,
     results: VecDeque<Finished<T>>,
-    /// Results whose rows were locked: to be brought again.
+    /// Results of calls that were refused, maybe for one of them: each is brought by a call that does nothing else.
+    alone: VecDeque<Finished<T>>,
+    /// The lane that carries such a call; one at a time, so that the other lane is free of them.
+    alone_on: Option<usize>,
+    /// Results that could not be written: to be brought again.
     deferred: FxHashMap<Uuid, Finished<T>>,
     asked: usize,
     work_expected: bool,
-    /// When the last call began.
+    /// When the last call began, of those that bring what there is.
     called_at: Instant,
     stopping: bool,
-    /// After a call was refused for its data: bring results one by one, to find the one.
-    one_by_one: usize,
     last_heard: Instant,
     failed: Option<Error>,
     troubled: bool,
@@ -208,12 +214,13 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             ever_registered: false,
             running: FxHashMap::default(),
             results: VecDeque::new(),
+            alone: VecDeque::new(),
+            alone_on: None,
             deferred: FxHashMap::default(),
             asked: 0,
             work_expected: false,
             called_at: Instant::now(),
             stopping: false,
-            one_by_one: 0,
             last_heard: Instant::now(),
             failed: None,
             troubled: false,
@@ -227,7 +234,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         let cancellation = self.settings.cancellation.clone();
         let mut lease_check = tokio::time::interval(self.settings.lease / 4);
         loop {
-            let (progress, call) = (self.progress_due(), self.call_due());
+            let (progress, call) = (self.progress_due(), self.call_at());
             tokio::select! {
                 event = self.events.recv() => {
                     let Some(event) = event else { break };
@@ -263,13 +270,13 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     fn handle(&mut self, event: Event<T>) -> bool {
         match event {
             Event::Answer(answer) => self.answer(answer),
-            Event::Cancelled(id) => self.cancel(id),
+            Event::Cancelled { id, asked_at } => self.cancel(id, asked_at),
             Event::CutLanes => {
                 if self.standing == Standing::Listening {
                     self.cut.send_modify(|number| *number += 1);
                 }
             }
-            Event::Deferred(id) => self.results.extend(self.deferred.remove(&id)),
+            Event::Deferred(id) => self.alone.extend(self.deferred.remove(&id)),
             Event::Heard => self.last_heard = Instant::now(),
             Event::LaneRested(lane) => self.idle_lanes.push(lane),
             Event::Left => return true,
@@ -288,7 +295,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     fn advance(&mut self) {
         let calls_under_way = self.asked > 0 || self.idle_lanes.len() < LANES;
         if self.standing == Standing::Listening && !calls_under_way {
-            let results = self.results.iter().chain(self.deferred.values());
+            let results = self.results.iter().chain(&self.alone).chain(self.deferred.values());
             let results = results.map(|result| held(&result.claim));
             let running = self.running.iter().map(|(id, running)| Held {
                 id: *id,
@@ -298,9 +305,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             let _ = self.session.send(Command::Register(results.chain(running).collect()));
             self.standing = Standing::Registering;
         }
-        while self.standing == Standing::Registered && self.call() {}
+        while self.call() {}
         let idle = self.running.is_empty()
             && self.results.is_empty()
+            && self.alone.is_empty()
             && self.deferred.is_empty()
             && self.idle_lanes.len() == LANES;
         if self.stopping && idle && self.standing != Standing::Registering {
@@ -317,7 +325,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                 match result.outcome {
                     // The next step went back to the queue with the commit.
                     Outcome::Committed(due) => self.work_expected |= due,
-                    Outcome::Dropped => debug!("[{id}] attempt {token} was dropped"),
+                    // One that was dropped is given back: until then the server takes it for one that runs.
                     _ => self.results.push_back(result),
                 }
             }
@@ -373,52 +381,61 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         });
     }
 
-    /// Makes a call if there is a reason to and a lane to make it on.
+    /// How many tasks to ask for.
+    fn want(&self) -> usize {
+        if self.stopping || (self.results.is_empty() && !self.work_expected) {
+            return 0;
+        }
+        self.settings.concurrency.saturating_sub(self.running.len() + self.asked)
+    }
+
+    /// When a call is to be made; none as long as nothing else happens.
+    fn call_at(&self) -> Option<Instant> {
+        if self.standing != Standing::Registered || self.idle_lanes.is_empty() {
+            return None;
+        }
+        if self.alone_on.is_none() && !self.alone.is_empty() {
+            return Some(self.called_at);
+        }
+        let beside = self.idle_lanes.len() + usize::from(self.alone_on.is_some()) < LANES;
+        worth_from(self.results.len(), self.want(), self.running.len(), beside, self.called_at)
+    }
+
+    /// Makes a call if it is time.
     fn call(&mut self) -> bool {
-        let free = if self.stopping {
-            0
-        } else {
-            self.settings.concurrency.saturating_sub(self.running.len() + self.asked)
-        };
-        let want = if self.work_expected || !self.results.is_empty() { free } else { 0 };
-        if self.results.is_empty() && want == 0 {
-            return false;
-        }
-        // While a call is under way it pays to wait until a good part of what runs has ended.
-        let other_busy = self.idle_lanes.len() < LANES;
-        if other_busy && self.results.len() < self.running.len() / 2 {
-            return false;
-        }
-        if other_busy && self.results.len() < FEW && self.called_at.elapsed() < JUST_NOW {
+        let now = Instant::now();
+        if self.call_at().is_none_or(|due| due > now) {
             return false;
         }
         let Some(lane) = self.idle_lanes.pop() else { return false };
-        let batch = if self.one_by_one > 0 { 1 } else { MAX_BATCH };
-        let count = self.results.len().min(batch);
-        self.one_by_one = self.one_by_one.saturating_sub(count);
-        let results: Vec<_> = self.results.drain(..count).collect();
+        let alone = if self.alone_on.is_none() { self.alone.pop_front() } else { None };
+        let (want, results) = match alone {
+            Some(result) => {
+                self.alone_on = Some(lane);
+                // Whatever the call is refused for is about this result then.
+                (0, vec![result])
+            }
+            None => {
+                self.called_at = now;
+                let want = self.want();
+                (want, self.results.drain(..self.results.len().min(MAX_BATCH)).collect())
+            }
+        };
         self.asked += want;
         if want > 0 {
             self.work_expected = false;
         }
-        self.called_at = Instant::now();
+        let call = Call { registration: self.registration, want, results, asked_at: now };
         // The channel has room for one call and the lane is idle.
-        let sent = self.lanes[lane].try_send(Call { registration: self.registration, want, results });
+        let sent = self.lanes[lane].try_send(call);
         debug_assert!(sent.is_ok(), "an idle lane takes a call");
         true
     }
 
-    /// When a call that was not worth making beside another is made all the same: that one takes long.
-    fn call_due(&self) -> Option<Instant> {
-        let waits = !self.results.is_empty() || self.work_expected;
-        let due = self.called_at + JUST_NOW;
-        let could = self.standing == Standing::Registered && self.idle_lanes.len() == LANES - 1;
-        (waits && could && due > Instant::now()).then_some(due)
-    }
-
     fn answer(&mut self, answer: Answer<T>) {
-        let Answer { lane, want, results, answer } = answer;
-        self.asked -= want;
+        let Answer { lane, call, answer } = answer;
+        self.asked -= call.want;
+        let alone = self.alone_on.take_if(|on| *on == lane).is_some();
         match answer {
             Ok(answer) => {
                 self.idle_lanes.push(lane);
@@ -427,13 +444,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                 if std::mem::take(&mut self.troubled) {
                     info!("the worker is in touch with the server again");
                 }
-                self.take_answer(want, results, answer);
+                self.take_answer(call, answer);
             }
-            Err(error) => self.call_failed(lane, want, results, error),
+            Err(error) => self.call_failed(lane, alone, call, error),
         }
     }
 
-    fn take_answer(&mut self, want: usize, results: Vec<Finished<T>>, answer: Bytes) {
+    fn take_answer(&mut self, call: Call<T>, answer: Bytes) {
+        let Call { want, results, asked_at, .. } = call;
         let mut next: FxHashMap<Uuid, (Claim, Source<T>)> = results
             .into_iter()
             .filter_map(|result| match result.outcome {
@@ -460,7 +478,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                         "[{id}] the result was refused: the task was changed, cancelled or given to another worker"
                     );
                 }
-                Ok(Item::Cancelled { id }) => self.cancel(id),
+                Ok(Item::Cancelled { id }) => self.cancel(id, asked_at),
                 Ok(Item::Stop) => self.stop(),
                 Ok(Item::Unregistered) => self.unregistered(),
                 Ok(Item::Work) => self.work_expected = true,
@@ -477,7 +495,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
         for start in &starts {
             let Claim { id, fence, token, .. } = start.claim;
-            self.running.insert(id, Running { fence, token, control: start.control.clone() });
+            self.running.insert(id, Running { fence, token, control: start.control.clone(), asked_at });
         }
         self.executor.start(starts);
     }
@@ -488,33 +506,23 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
     }
 
-    fn call_failed(&mut self, lane: usize, want: usize, mut results: Vec<Finished<T>>, error: sqlx::Error) {
+    fn call_failed(&mut self, lane: usize, alone: bool, call: Call<T>, error: sqlx::Error) {
+        let Call { want, mut results, .. } = call;
         self.work_expected |= want > 0;
         if error::is_about_a_result(&error) && !results.is_empty() {
             self.idle_lanes.push(lane);
-            if results.len() > 1 {
-                // One of them: brought one by one, the others get through.
-                self.one_by_one = results.len();
-                results.into_iter().rev().for_each(|result| self.results.push_front(result));
-            } else if let Some(mut result) = results.pop() {
-                if error::is_data(&error) {
-                    warn!("[{}] the result was refused and parks the task: {error}", result.claim.id);
-                    result.outcome = Outcome::Park { error: source_chain::text(&error), instead: None };
-                    self.results.push_front(result);
-                } else {
-                    warn!(
-                        "[{}] the result could not be written and will be brought again: {error}",
-                        result.claim.id
-                    );
-                    self.defer(result);
-                }
+            match results.pop_if(|_| alone) {
+                Some(result) => self.not_written(result, &error),
+                // One of them, or what was asked for: brought alone, the others get through.
+                None => self.alone.extend(results),
             }
             return;
         }
         if !std::mem::replace(&mut self.troubled, true) {
             warn!("a call failed and will be made again: {}", source_chain::text(&error));
         }
-        results.into_iter().rev().for_each(|result| self.results.push_front(result));
+        let queue = if alone { &mut self.alone } else { &mut self.results };
+        results.into_iter().rev().for_each(|result| queue.push_front(result));
         // It is not known what the server did with the call: registering again settles it.
         self.unregistered();
         let (sender, rest) = (self.sender.clone(), backoff(self.lane_failures));
@@ -523,6 +531,19 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             tokio::time::sleep(rest).await;
             let _ = sender.send(Event::LaneRested(lane));
         });
+    }
+
+    /// What becomes of a result that was brought alone and refused.
+    fn not_written(&mut self, mut result: Finished<T>, error: &sqlx::Error) {
+        let id = result.claim.id;
+        if error::is_data(error) && !matches!(result.outcome, Outcome::NotWritten(_)) {
+            warn!("[{id}] the result was refused and parks the task: {error}");
+            result.outcome = Outcome::NotWritten(source_chain::text(error));
+            self.alone.push_front(result);
+        } else {
+            warn!("[{id}] the result could not be written and will be brought again: {error}");
+            self.defer(result);
+        }
     }
 
     /// Keeps a result for a while.
@@ -549,6 +570,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         for id in refused {
             warn!("[{id}] the task is no longer this worker's");
             self.results.retain(|result| result.claim.id != *id);
+            self.alone.retain(|result| result.claim.id != *id);
             self.deferred.remove(id);
             // What it ends in is not brought, nor is it said again that this worker holds the task: the one that was given it may be lost before it
             // has written anything, and the row is then as this step found it.
@@ -575,8 +597,9 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
     }
 
-    fn cancel(&mut self, id: Uuid) {
-        let Some(running) = self.running.get(&id) else { return };
+    /// Asks a step to end. A run that was asked for later than the server was asked for its news is not the one that was cancelled: that has ended.
+    fn cancel(&mut self, id: Uuid, asked_at: Instant) {
+        let Some(running) = self.running.get(&id).filter(|run| run.asked_at < asked_at) else { return };
         info!("[{id}] cancelled");
         running.control.cancel();
         drop_after_grace(running.control.clone());
@@ -591,7 +614,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     /// Drops what the server has certainly given to others: it was not heard of for a whole lease.
     fn check_lease(&mut self) {
         if self.last_heard.elapsed() < self.settings.lease
-            || (self.running.is_empty() && self.results.is_empty())
+            || (self.running.is_empty() && self.results.is_empty() && self.alone.is_empty())
         {
             return;
         }
@@ -601,7 +624,32 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             running.control.drop_step();
         }
         self.results.clear();
+        self.alone.clear();
     }
+}
+
+/// From when on a call is worth making that brings so many results and asks for so many tasks while so many steps run; none when there is nothing to
+/// call for. `beside` says that another call is under way, `called_at` when the last one began.
+fn worth_from(
+    results: usize,
+    want: usize,
+    running: usize,
+    beside: bool,
+    called_at: Instant,
+) -> Option<Instant> {
+    let wait = if results == 0 && want == 0 {
+        return None;
+    } else if !beside {
+        Duration::ZERO
+    } else if results < running / 2 {
+        // It pays to wait until a good part of what runs has ended.
+        GATHERING
+    } else if results < FEW {
+        JUST_NOW
+    } else {
+        Duration::ZERO
+    };
+    Some(called_at + wait)
 }
 
 /// A step that was asked to end has a while to do so.
@@ -629,3 +677,6 @@ fn start<T>(task: packed::Task) -> Start<T> {
     let claim = Claim { id, fence, token, due, queue, options };
     Start { claim, tried, source: Source::Json(step), control: Arc::default() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,8 +133,10 @@ pub(super) enum Outcome<T> {
     Broken(String),
     /// Its transaction has committed together with the transition: there is nothing to bring. Whether the next step is due now.
     Committed(bool),
-    /// It was dropped; nothing is told to the server, which has given the task away.
+    /// It was dropped: given back, unless the task is another worker's by now.
     Dropped,
+    /// The server has refused to write what it ended in, for this reason: the task is parked.
+    NotWritten(String),
 }
 
 impl<T> Outcome<T> {
@@ -157,7 +159,7 @@ impl<T> Outcome<T> {
             Self::Next(..) => 1,
             Self::NextAfter(..) => 2,
             Self::Retry { exact: false, .. } => 3,
-            Self::Park { .. } => 4,
+            Self::Park { .. } | Self::NotWritten(_) => 4,
             Self::Release | Self::Committed(_) | Self::Dropped => 5,
             Self::Unknown => 6,
             Self::Broken(_) => 7,
@@ -192,6 +194,7 @@ impl<T> Outcome<T> {
             | Self::GiveUp { error, .. }
             | Self::GivenUp { error, .. }
             | Self::Park { error, .. }
+            | Self::NotWritten(error)
             | Self::Broken(error) => Some(error),
             _ => None,
         }

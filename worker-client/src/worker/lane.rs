@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -34,16 +35,16 @@ pub(super) struct Call<T> {
     pub(super) want: usize,
     /// The results to bring.
     pub(super) results: Vec<Finished<T>>,
+    /// When that was.
+    pub(super) asked_at: Instant,
 }
 
 /// A call that was made, with its results if they have to be brought again.
 pub(super) struct Answer<T> {
     /// Which lane made it.
     pub(super) lane: usize,
-    /// What was asked for.
-    pub(super) want: usize,
-    /// What was brought.
-    pub(super) results: Vec<Finished<T>>,
+    /// The call.
+    pub(super) call: Call<T>,
     /// What came of it, packed.
     pub(super) answer: Result<Bytes, sqlx::Error>,
 }
@@ -75,8 +76,7 @@ impl Lane {
                 // Whatever state it is in, or whatever ended it: the next call opens a new one.
                 connection = None;
             }
-            let Call { want, results, .. } = call;
-            if events.send(Event::Answer(Answer { lane: self.number, want, results, answer })).is_err() {
+            if events.send(Event::Answer(Answer { lane: self.number, call, answer })).is_err() {
                 break;
             }
         }
