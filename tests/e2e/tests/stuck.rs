@@ -70,6 +70,20 @@ async fn an_interrupted_step_that_does_not_end_gives_way_to_the_new_one() -> Res
 }
 
 #[tokio::test]
+async fn a_worker_without_room_for_more_hears_at_once_that_its_task_was_cancelled() -> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("full")?);
+    // Its heart beats every twenty minutes.
+    let lease = Duration::from_secs(3_600);
+    let _worker = db.known_worker(WorkerOptions { concurrency: 1, lease, ..options(&ledger) }).await?;
+    db.run(r#"SELECT pg_task.enqueue('{"Test": {"Sleep": {"key": "a", "millis": 3600000}}}')"#).await?;
+    db.until("SELECT count(*) = 1 FROM pg_task.running").await?;
+    db.run("SELECT pg_task.cancel(id) FROM pg_task.running").await?;
+    db.until("SELECT count(*) = 0 FROM pg_task.running").await?;
+    assert_eq!(ledger.lines(), ["a begins", "a cancelled"]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_call_that_hangs_does_not_hold_up_what_other_steps_end_in() -> Result<()> {
     let (db, ledger) = (database().await?, Ledger::new("call")?);
     db.run(

@@ -93,6 +93,8 @@ pub(super) enum Event<T> {
     Left,
     /// The session listens: the worker can be registered.
     Listening,
+    /// The server has called.
+    Notified,
     /// What steps have said of how far they are was brought; whether the server takes such.
     Progress(bool),
     /// The worker is registered, under this number; these tasks are not its own any more.
@@ -281,6 +283,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             Event::LaneRested(lane) => self.idle_lanes.push(lane),
             Event::Left => return true,
             Event::Listening => self.listening(),
+            Event::Notified => self.notified(),
             Event::Progress(taken) => self.progress_brought(taken),
             Event::Registered { refused, registration } => self.registered(&refused, registration),
             Event::SessionLost(error) => self.session_lost(error),
@@ -289,6 +292,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             Event::Wake => self.work_expected = true,
         }
         false
+    }
+
+    /// There is work, or a task that runs was cancelled: without room for work no call would tell.
+    fn notified(&mut self) {
+        self.work_expected = true;
+        if self.want() == 0 && !self.stopping && self.standing == Standing::Registered {
+            let _ = self.session.send(Command::Beat);
+        }
     }
 
     /// Does what there is to do: register, call, or sign off.

@@ -44,6 +44,8 @@ const MAX_STEPS: usize = 512;
 pub(super) enum Command {
     /// Register, again if need be, with what the worker still holds.
     Register(Vec<Held>),
+    /// Ask for news, as every heartbeat does.
+    Beat,
     /// Bring what steps say of how far they are.
     Progress(Vec<Report>),
     /// Sign off and end.
@@ -126,6 +128,12 @@ impl<T> Session<T> {
                         }
                         Err(error) => return End::Lost(error),
                     },
+                    Some(Command::Beat) => {
+                        if let Err(error) = self.beat(link).await {
+                            return End::Lost(error);
+                        }
+                        heartbeat.reset();
+                    }
                     Some(Command::Progress(reports)) => match self.progress(link, reports).await {
                         Ok(taken) => {
                             heartbeat.reset();
@@ -144,7 +152,7 @@ impl<T> Session<T> {
                 news = link.news() => match news {
                     Ok(News::Nothing) => {}
                     Ok(News::Stop) => _ = self.events.send(Event::Stop),
-                    Ok(News::Wake) => _ = self.events.send(Event::Wake),
+                    Ok(News::Wake) => _ = self.events.send(Event::Notified),
                     Err(error) => return End::Lost(error),
                 },
                 _ = heartbeat.tick() => {
