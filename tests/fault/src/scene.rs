@@ -107,6 +107,8 @@ const SETTINGS: &[&str] = &[
     "max_replication_slots = 8",
     "wal_keep_size = 64MB",
     "wal_sender_timeout = 10s",
+    // A connection that a silent network has begun while the server stops is waited for this long.
+    "authentication_timeout = 10s",
     "max_wal_size = 128MB",
     "min_wal_size = 32MB",
     "checkpoint_timeout = 30s",
