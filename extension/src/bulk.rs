@@ -21,6 +21,7 @@ use crate::queues;
 use crate::shmem;
 use crate::spi;
 use crate::spi::Statement;
+use crate::task_table::TaskTable;
 
 /// Rows that are locked and changed in one go.
 const CHUNK: i64 = 10_000;
@@ -296,6 +297,7 @@ fn run(filter: &Filter, change: Change) -> i64 {
             spi::run_once(spi, COUNT, &TYPES, &arguments, true).int8(0, 1).unwrap_or(0)
         });
     }
+    TaskTable::lock_to_write();
     let (mut count, mut after): (i64, Option<TaskId>) = (0, None);
     loop {
         let limit = filter.max.map_or(CHUNK, |max| CHUNK.min(max - count));

@@ -21,10 +21,14 @@ use pgrx::pg_sys;
 use crate::background;
 use crate::handout;
 use crate::shmem;
+use crate::shmem::Slot;
 use crate::spi;
 
 /// Rows of one transaction that are told one by one; a larger transaction tells the scheduler to read the table from its earliest due time.
 const MAX_HINTS: usize = 256;
+
+/// From so many deleted tasks on, of one transaction, those alone are kept in mind that somebody runs.
+const MANY_CANCELLED: usize = 10_000;
 
 /// Cancelled tasks that memory is told of under one hold of its lock.
 const CANCEL_CHUNK: usize = 1_000;
@@ -136,6 +140,14 @@ pub fn note_cancelled(id: TaskId) {
     // SAFETY: inside a transaction.
     let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
     note(|pending| pending.cancelled.push((id, subtransaction)));
+}
+
+/// The same of a task that SQL has deleted: of very many those alone that a worker holds now.
+pub fn note_deleted(slot: Slot, id: TaskId) {
+    let are_many = PENDING.with_borrow(|pending| pending.cancelled.len() >= MANY_CANCELLED);
+    if !are_many || slot.with_board(|board| board.claim_of(&id).is_some()) {
+        note_cancelled(id);
+    }
 }
 
 /// Another task of a group, or more of a key, may be the next, if this transaction commits.

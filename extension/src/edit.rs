@@ -14,6 +14,7 @@ use crate::produce;
 use crate::shmem;
 use crate::spi;
 use crate::spi::Statement;
+use crate::task_table::TaskTable;
 use crate::uuid7;
 
 thread_local! {
@@ -52,6 +53,7 @@ fn edit(call: &mut Call) -> Result<Option<Datum>, Error> {
         return Err(Error::EditWhat);
     }
     produce::check_step(step)?;
+    TaskTable::lock_to_write();
     spi::connected(|spi| {
         let key = Some(spi::uuid(&id));
         let rows = LOCK.with(|statement| statement.run(spi, &[key], false));

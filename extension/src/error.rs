@@ -437,7 +437,7 @@ impl Error {
             Self::OptionUnknown { .. } => "A key that nothing reads would be a setting without effect.".into(),
             Self::OptionValue { got, .. } => got.clone(),
             Self::OptionsShape { got } => format!("The value is {got}"),
-            Self::OptionsTooLarge { .. } => "The size is that of the stored jsonb, or of its text where that is longer. They are read with every hand-out.".into(),
+            Self::OptionsTooLarge { .. } => "The size is that of the stored jsonb, with numbers and escapes as long as they are written. They are read with every hand-out.".into(),
             Self::OutOfRange { .. } => "The call had no effect.".into(),
             Self::PeriodMissing => "Without one there is nothing that ends it. The call had no effect.".into(),
             Self::PeriodNotPositive => "The key would be free before it was taken. The call had no effect.".into(),
@@ -457,7 +457,7 @@ impl Error {
             Self::TooMany { .. } => "A worker has a place of fixed size in shared memory.".into(),
             Self::Transaction(_) => "Claims are settled when the transaction ends, and every row is read as it is at that moment.".into(),
             Self::TriggerOnly => "It reads the columns of that table.".into(),
-            Self::ResultTooLarge { .. } => "The size is that of the stored jsonb, or of its text where that is longer.".into(),
+            Self::ResultTooLarge { .. } => "The size is that of the stored jsonb, with numbers and escapes as long as they are written.".into(),
             Self::WaitersFull { .. } => "A session that waits has a place in shared memory, from which the end of the task wakes it.".into(),
             Self::WaitTransaction(_) => "The end of a task is another transaction's work, and shows when that has committed.".into(),
             Self::UniqueKey { .. } => "The length is counted in bytes, not in characters.".into(),
@@ -469,7 +469,7 @@ impl Error {
             }
             Self::NoScheduler => "It starts within a second after CREATE EXTENSION, a restart or a promotion.".into(),
             Self::StepShape { got } => format!("The value is {got}"),
-            Self::StepTooLarge { .. } => "The size is that of the stored jsonb, or of its text where that is longer.".into(),
+            Self::StepTooLarge { .. } => "The size is that of the stored jsonb, with numbers and escapes as long as they are written.".into(),
         }
     }
 

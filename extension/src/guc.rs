@@ -28,7 +28,7 @@ pub static HISTORY_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 pub static ERROR_HISTORY: GucSetting<i32> = GucSetting::<i32>::new(5);
 pub static MAX_STEP_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
-/// The largest step, in bytes: as it is stored, or as text where that is longer.
+/// The largest step, in bytes of its stored form, with numbers and escapes as long as they are written.
 pub fn max_step_size() -> usize {
     MAX_STEP_SIZE.get() as usize * 1024
 }
@@ -222,7 +222,7 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"pg_task.max_step_size",
-        c"The largest step, in kilobytes as it is stored, or as text where that is longer.",
+        c"The largest step, in kilobytes of its stored form, with numbers and escapes as long as they are written.",
         c"A larger one is refused with SQLSTATE 54000. Only a superuser can change it.",
         &MAX_STEP_SIZE,
         1,

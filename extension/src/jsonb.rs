@@ -71,7 +71,8 @@ pub unsafe fn unpacked(datum: Datum) -> Datum {
     Datum::from(unsafe { pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()) })
 }
 
-/// What a `jsonb` takes, in bytes: as it is stored, or as text where that is longer.
+/// What a `jsonb` takes, in bytes: as it is stored, with what is longer as text (numbers, escapes) as long as that. Neither its stored form nor its text is
+/// larger.
 ///
 /// # Safety
 /// The datum is a `jsonb`.
@@ -103,7 +104,7 @@ pub unsafe fn check(datum: Datum) -> Result<(), Error> {
 ///
 /// # Safety
 /// The datum is a `jsonb`.
-unsafe fn limited_size(datum: Datum, limit: usize) -> usize {
+pub unsafe fn limited_size(datum: Datum, limit: usize) -> usize {
     // SAFETY: the caller's; `toast_raw_datum_size` reads the header only.
     unsafe {
         let stored = pg_sys::toast_raw_datum_size(datum);
@@ -181,6 +182,9 @@ fn excess(container: &[u8]) -> usize {
     const TYPE: u32 = 0x7000_0000;
     const STRING: u32 = 0x0000_0000;
     const NUMBER: u32 = 0x1000_0000;
+    const FALSE: u32 = 0x2000_0000;
+    const TRUE: u32 = 0x3000_0000;
+    const NULL: u32 = 0x4000_0000;
     const CONTAINER: u32 = 0x5000_0000;
     let mut sum = 0;
     // Most containers have one other in them at most.
@@ -201,6 +205,9 @@ fn excess(container: &[u8]) -> usize {
             match entry & TYPE {
                 STRING => sum += value(from).iter().map(escape).sum::<usize>(),
                 NUMBER => sum += digits(value(from.next_multiple_of(4))),
+                // With a comma and a space, beside the word that is stored.
+                FALSE => sum += 3,
+                TRUE | NULL => sum += 2,
                 CONTAINER => others.extend(next.replace(value(from.next_multiple_of(4)))),
                 _ => {}
             }

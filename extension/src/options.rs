@@ -65,7 +65,7 @@ pub fn check_datum(options: Option<Datum>) -> Result<(), Error> {
     let Some(options) = options else { return Ok(()) };
     // SAFETY: callers pass a jsonb.
     let (got, value) = unsafe {
-        let size = jsonb::size(options);
+        let size = jsonb::limited_size(options, LIMIT);
         if size > LIMIT {
             return Err(Error::OptionsTooLarge { size, limit: LIMIT });
         }
@@ -202,7 +202,7 @@ pub unsafe fn policy_of(options: Datum) -> Option<Policy> {
 pub fn check_policy(retry: Option<Datum>) -> Result<(), Error> {
     let Some(retry) = retry else { return Ok(()) };
     // SAFETY: callers pass a jsonb.
-    let size = unsafe { jsonb::size(retry) };
+    let size = unsafe { jsonb::limited_size(retry, LIMIT) };
     if size > LIMIT {
         return Err(Error::OptionsTooLarge { size, limit: LIMIT });
     }

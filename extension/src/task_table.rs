@@ -107,6 +107,18 @@ impl TaskTable {
         Self::open(pg_sys::RowExclusiveLock)
     }
 
+    /// Takes the lock of a writer for what reads by statements before it writes, as `to_write` does for what reads below the executor.
+    pub fn lock_to_write() {
+        // SAFETY: catalog look-ups and a lock inside a transaction, which keeps it until its end.
+        unsafe {
+            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
+            let table = pg_sys::get_relname_relid(c"task".as_ptr(), schema);
+            if table != pg_sys::InvalidOid {
+                pg_sys::LockRelationOid(table, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+            }
+        }
+    }
+
     fn open(lock: u32) -> Self {
         // SAFETY: inside a transaction. The relation is closed in `close`, or by the transaction's abort; the snapshot likewise.
         unsafe {

@@ -240,9 +240,9 @@ fn on_delete(call: &mut Call) -> Result<Option<Datum>, Error> {
     if let (Some(id), Some(slot)) = (row.id(), shmem::my_slot()) {
         commit::note_ended(id);
         let end = history::end_of(&id);
-        if !matches!(end, Ended::Done(_)) {
+        if !matches!(end, Ended::Done(_)) && row.datum(Column::Error).is_none() {
             // Whoever runs its step is told.
-            commit::note_cancelled(id);
+            commit::note_deleted(slot, id);
         }
         if let Some(mut history) = History::open(slot) {
             history.add(|column| row.datum(column), &end);

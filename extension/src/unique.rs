@@ -27,6 +27,7 @@ use crate::shmem;
 use crate::spi;
 use crate::spi::Connected;
 use crate::spi::Statement;
+use crate::task_table::TaskTable;
 use crate::uuid7;
 
 /// The longest key, in bytes.
@@ -180,6 +181,7 @@ fn enqueue_unique(call: &mut Call) -> Result<Option<Datum>, Error> {
     produce::check_server()?;
     let wanted = wanted(call)?;
     let new = uuid7::new();
+    TaskTable::lock_to_write();
     let (id, outcome) = spi::as_owner_of(c"unique_key", || spi::connected(|spi| hold(spi, &wanted, new)))?;
     if outcome == Outcome::Enqueued {
         // As the caller: privileges and policies are those of every other way to enqueue.

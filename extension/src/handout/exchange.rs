@@ -85,7 +85,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     })?;
     unsettled(slot, |unsettled| {
         unsettled.caller = caller.map(|(caller, _)| caller);
-        unsettled.told.clone_from(&cancelled);
+        unsettled.told.extend_from_slice(&cancelled);
     });
     let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 

@@ -15,7 +15,6 @@ use pg_task_rules::WorkerId;
 use pg_task_rules::board::Belongs;
 use pg_task_rules::board::Board;
 use pg_task_rules::board::Displaced;
-use pg_task_rules::board::Entry;
 use pg_task_rules::board::KeyRoom;
 use pg_task_rules::board::Look;
 use pg_task_rules::board::Pushed;
@@ -242,10 +241,7 @@ impl Ticker {
         self.offer()?;
         self.wake_idle()?;
         self.give_up_lost()?;
-        if let Err(error) = self.write_behind() {
-            // What is noted of claims in their rows helps after a crash; nothing else waits for it.
-            self.losses.tell(self.slot, error);
-        }
+        self.losses.write_behind(self.slot);
         self.retention.tend(self.slot);
         self.sweep.tend(self.slot);
         let now = background::now();
@@ -558,31 +554,6 @@ impl Ticker {
         Ok(())
     }
 
-    fn write_behind(&mut self) -> Result<(), String> {
-        let before = background::now() - guc::micros(&guc::WRITE_BEHIND_AFTER);
-        let mut claims = Vec::new();
-        let claims: Vec<(WorkerId, Entry)> = self.slot.with_board(|board| {
-            if board.head.claimed > 0 {
-                board.take_unwritten(before, 10_000, &mut claims);
-            }
-            claims.iter().map(|(worker, entry)| (board.workers[*worker].id, *entry)).collect()
-        });
-        if claims.is_empty() {
-            return Ok(());
-        }
-        let (slot, all) = (self.slot, &claims);
-        let result = background::transaction(|| spi::connected(|spi| beat::write_behind(spi, all)));
-        // After a failure nothing is written.
-        let is_left =
-            |claim: &Entry| result.as_ref().map_or(true, |locked: &HashSet<_>| locked.contains(&claim.id));
-        slot.with_board(|board| {
-            for (_, claim) in claims.iter().filter(|(_, claim)| is_left(claim)) {
-                board.not_written(&claim.id, claim.token);
-            }
-        });
-        result.map(drop)
-    }
-
     fn reads_wanted(&self) -> bool {
         let now = background::now();
         self.find_lanes_at.is_some_and(|at| at <= now) || self.book.next_read(now).is_some()
@@ -663,7 +634,7 @@ impl Ticker {
             self.sweep.next_look(),
             self.keys.again_at(),
             self.schedules.wake_at(),
-            unwritten.map(|since| (since + write_after).max(now + 100_000)),
+            unwritten.map(|since| (since + write_after).max(now + 100_000).max(self.losses.write_at(now))),
             Some(self.rescan_at),
             // A user's trigger has enqueued something when the scheduler wrote to the table, of which nobody wakes it.
             self.slot.with_inbox(|inbox| (!inbox.is_empty()).then_some(now)),

@@ -83,11 +83,13 @@ pub fn shared_server(name: &str) -> &'static Cluster {
 
 /// A static is never dropped: a small shell waits for the end of this process, stops the server then and removes its data.
 fn stop_with_this_process(server: &Cluster) {
+    // Another run may have made a server of the same name meanwhile: its folder is another one.
     const SCRIPT: &str = r#"
+        folder=$(stat -c %i "$3")
         while kill -0 "$1"; do sleep 0.2; done
         kill -INT "$2"
         while kill -0 "$2"; do sleep 0.2; done
-        if [ -n "$3" ]; then rm -rf -- "$3"; fi"#;
+        if [ -n "$folder" ] && [ "$folder" = "$(stat -c %i "$3")" ]; then rm -rf -- "$3"; fi"#;
 
     let Some(postmaster) = server.postmaster_pid() else { return };
     let mut shell = Command::new("sh");

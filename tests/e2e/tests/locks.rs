@@ -203,3 +203,23 @@ async fn a_call_that_writes_after_it_has_looked_into_an_index_is_no_deadlock_wit
     reindex.await??;
     db.until_done().await
 }
+
+#[tokio::test]
+async fn what_reads_before_it_writes_has_the_lock_of_a_writer_from_the_start() -> Result<()> {
+    let server = own_server("e2e-locks-writers", &[])?;
+    let db = Database::create(&server).await?;
+    db.run(r#"SELECT pg_task.enqueue_unique('{"A": {"B": 1}}', 'k')"#).await?;
+    let mut session = db.session().await?;
+    for call in [
+        "pg_task.cancel_all(queue => 'none')",
+        "pg_task.edit(pg_task.uuid7(), payload => '1')",
+        r#"pg_task.enqueue_unique('{"A": {"B": 1}}', 'k')"#,
+    ] {
+        // None of them finds anything to write.
+        session.run(&format!("BEGIN; SELECT {call}")).await?;
+        let held = "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND relation = 'pg_task.task'::regclass AND mode = 'RowExclusiveLock'";
+        assert_eq!(session.ask(held).await?, "1", "{call}");
+        session.run("ROLLBACK").await?;
+    }
+    Ok(())
+}

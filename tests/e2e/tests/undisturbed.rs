@@ -153,6 +153,66 @@ async fn a_lost_task_that_refuses_to_be_written_holds_up_no_other() -> Result<()
     db.until("SELECT count(*) = 1 FROM pg_task.task WHERE tried = 1 AND queue = 'odd'").await
 }
 
+/// Lets each UPDATE of a task of the queue `odd` take its time and fail.
+async fn refuse_slowly(db: &Database) -> Result<()> {
+    db.run(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.2); RAISE 'unlucky'; END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE ON pg_task.task FOR EACH ROW WHEN (OLD.queue = 'odd') EXECUTE FUNCTION refuse()",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_lost_task_that_takes_its_time_to_refuse_holds_up_no_other() -> Result<()> {
+    let server = hasty_server("e2e-undisturbed-slow", &[])?;
+    let db = Database::create(&server).await?;
+    refuse_slowly(&db).await?;
+    db.run(&format!("SELECT pg_task.enqueue({STEP}, 'odd'), pg_task.enqueue({STEP}, 'odd')")).await?;
+    let mut worker = registered(&db, "").await?;
+    take(&mut worker, 2).await?;
+    drop(worker);
+    db.until("SELECT last_error LIKE '%unlucky%' FROM pg_task.scheduler").await?;
+    let mut other = registered(&db, "").await?;
+    for _ in 0..3 {
+        db.run(&format!("SELECT pg_task.delay({STEP}, '100 ms')")).await?;
+        take(&mut other, 1).await?;
+        other.run("DROP TABLE claim").await?;
+    }
+    db.run("DROP TRIGGER refuse ON pg_task.task").await?;
+    db.until("SELECT count(*) = 2 FROM pg_task.task WHERE tried = 1 AND queue = 'odd'").await
+}
+
+#[tokio::test]
+async fn a_claim_that_refuses_to_be_written_down_hides_no_other() -> Result<()> {
+    let server = hasty_server("e2e-undisturbed-unwritten", &[])?;
+    let db = Database::create(&server).await?;
+    refuse_slowly(&db).await?;
+    db.run(&format!(
+        "SELECT pg_task.enqueue({STEP}, 'odd'), pg_task.enqueue({STEP}), pg_task.enqueue({STEP})"
+    ))
+    .await?;
+    let mut worker = registered(&db, "").await?;
+    take(&mut worker, 3).await?;
+    db.until("SELECT count(*) = 2 FROM pg_task.task WHERE locked_by IS NOT NULL").await?;
+    assert_eq!(db.ask("SELECT locked_by IS NULL FROM pg_task.task WHERE queue = 'odd'").await?, "t");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_deletion_of_very_many_is_told_to_those_who_run_some() -> Result<()> {
+    let db = database().await?;
+    db.run(&format!("SELECT pg_task.enqueue({STEP})")).await?;
+    let mut worker = registered(&db, "").await?;
+    take(&mut worker, 1).await?;
+    // The one that runs comes last.
+    db.run("BEGIN; INSERT INTO pg_task.task (id, step) SELECT gen_random_uuid(), '{\"A\": {\"B\": 2}}' FROM generate_series(1, 12000);
+         DELETE FROM pg_task.task WHERE step = '{\"A\": {\"B\": 2}}'; DELETE FROM pg_task.task; COMMIT")
+        .await?;
+    let told = format!("SELECT string_agg(event::text, ',') FROM pg_task.exchange({WORKER}, 0)");
+    assert_eq!(worker.ask(&told).await?, "3");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_count_at_the_end_of_its_range_is_no_end_of_the_scheduler() -> Result<()> {
     let server = hasty_server("e2e-undisturbed-counts", &[])?;
