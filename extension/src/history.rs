@@ -15,6 +15,7 @@ use pgrx::pg_sys::Datum;
 use rustc_hash::FxHashMap;
 
 use crate::background;
+use crate::catalog;
 use crate::defaults;
 use crate::defaults::Defaults;
 use crate::guc;
@@ -113,13 +114,9 @@ impl History {
         }
         let part = slot.control().history_part.load(Relaxed) % PARTS.len() as u32;
         let defaults = defaults::of(slot);
-        // SAFETY: catalog look-ups inside a transaction; the relation is closed in `close`, or by the transaction's abort.
+        let table = catalog::find(PARTS[part as usize])?;
+        // SAFETY: inside a transaction; the relation is closed in `close`, or by the transaction's abort.
         unsafe {
-            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
-            let table = pg_sys::get_relname_relid(PARTS[part as usize].as_ptr(), schema);
-            if table == pg_sys::InvalidOid {
-                return None;
-            }
             let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32);
             if !is_as_made(relation) {
                 pg_sys::table_close(relation, pg_sys::NoLock as i32);

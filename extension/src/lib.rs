@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 mod background;
 mod bulk;
 mod call;
+mod catalog;
 mod commit;
 mod defaults;
 mod edit;

@@ -367,15 +367,6 @@ pub fn rule(
     }
 }
 
-/// Whether the extension has a table of settings: an older version than the library's has none.
-pub fn table_exists(name: &CStr) -> bool {
-    // SAFETY: catalog look-ups inside a transaction.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
-        schema != pg_sys::InvalidOid && pg_sys::get_relname_relid(name.as_ptr(), schema) != pg_sys::InvalidOid
-    }
-}
-
 /// Before each statement that changes settings: one transaction at a time, until its end, so that the changes reach memory in the order of
 /// their commits. After each row that a transaction has changed, when it commits: memory is to learn of it.
 fn on_queue(call: &mut Call) -> Result<Option<Datum>, Error> {

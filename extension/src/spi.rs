@@ -13,6 +13,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::Oid;
 
+use crate::catalog;
 use crate::task_table::place_of;
 
 /// A statement whose plan is made at its first use and kept.
@@ -123,9 +124,7 @@ pub fn as_owner_of<R>(table: &CStr, f: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction. What is changed is changed back below, or by the abort of the transaction; triggers of the user's on the table
     // of tasks resolve names along a path that the caller has no hand in.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-        let table = pg_sys::get_relname_relid(table.as_ptr(), schema);
-        let relation = pg_sys::relation_open(table, pg_sys::AccessShareLock as i32);
+        let relation = pg_sys::relation_open(catalog::oid(table), pg_sys::AccessShareLock as i32);
         let owner = (*(*relation).rd_rel).relowner;
         pg_sys::relation_close(relation, pg_sys::NoLock as i32);
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);

@@ -26,6 +26,7 @@ use pg_task_rules::place::Place;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
+use crate::catalog;
 use crate::spi;
 use next::SideScan;
 
@@ -109,22 +110,13 @@ impl TaskTable {
 
     /// Takes the lock of a writer for what reads by statements before it writes, as `to_write` does for what reads below the executor.
     pub fn lock_to_write() {
-        // SAFETY: catalog look-ups and a lock inside a transaction, which keeps it until its end.
-        unsafe {
-            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-            let table = pg_sys::get_relname_relid(c"task".as_ptr(), schema);
-            if table != pg_sys::InvalidOid {
-                pg_sys::LockRelationOid(table, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
-            }
-        }
+        catalog::lock(c"task", pg_sys::RowExclusiveLock);
     }
 
     fn open(lock: u32) -> Self {
         // SAFETY: inside a transaction. The relation is closed in `close`, or by the transaction's abort; the snapshot likewise.
         unsafe {
-            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-            let table = pg_sys::get_relname_relid(c"task".as_ptr(), schema);
-            let relation = pg_sys::table_open(table, lock as pg_sys::LOCKMODE);
+            let relation = pg_sys::table_open(catalog::oid(c"task"), lock as pg_sys::LOCKMODE);
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             Self {
                 relation,
@@ -240,9 +232,7 @@ impl TaskTable {
         // SAFETY: the keys name the index's columns in order, each with the comparison function and the value of its type; they and
         // what they point to outlive the scan, which is ended before this returns.
         unsafe {
-            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-            let index = pg_sys::get_relname_relid(c"task_due".as_ptr(), schema);
-            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+            let index = pg_sys::index_open(catalog::oid(c"task_due"), pg_sys::AccessShareLock as i32);
             let mut id = from.id;
             let mut members = [pg_sys::ScanKeyData::default(), pg_sys::ScanKeyData::default()];
             let member = pg_sys::SK_ROW_MEMBER as i32;
@@ -310,9 +300,7 @@ impl TaskTable {
         // SAFETY: the key is a uuid and the index's only column; key and scan are used before the id goes away.
         unsafe {
             let (_, scan) = *self.by_id.get_or_insert_with(|| {
-                let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-                let index = pg_sys::get_relname_relid(c"task_pkey".as_ptr(), schema);
-                let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+                let index = pg_sys::index_open(catalog::oid(c"task_pkey"), pg_sys::AccessShareLock as i32);
                 (index, begin_scan(self.relation, index, self.snapshot, 1))
             });
             let mut keys = [pg_sys::ScanKeyData::default()];

@@ -13,6 +13,7 @@ use pgrx::pg_sys::Datum;
 
 use crate::call::Call;
 use crate::call::sql_function;
+use crate::catalog;
 use crate::error::Error;
 use crate::history;
 use crate::produce;
@@ -144,7 +145,7 @@ fn look(slot: Slot, spi: &Connected, id: &TaskId) -> Result<Option<Found>, Error
         let error = task.datum(0, 1).map(kept);
         return Ok(error.map(|error| Found { outcome: "parked", result: None, error: Some(error) }));
     }
-    if !queues::table_exists(history::PARTS[0]) {
+    if catalog::find(history::PARTS[0]).is_none() {
         return Ok(Some(Found::plain("unknown")));
     }
     let part = slot.control().history_part.load(Relaxed) as usize % history::PARTS.len();

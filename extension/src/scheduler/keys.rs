@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use crate::background;
-use crate::queues;
+use crate::catalog;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
@@ -132,7 +132,7 @@ impl Keys {
 
 fn look(mark: Micros, now: Micros) -> Looked {
     // An extension of an older version than the library has no such table.
-    if !queues::table_exists(c"unique_key") {
+    if catalog::find(c"unique_key").is_none() {
         return Looked { count: 0, last: None, next: None };
     }
     spi::connected(|spi| {

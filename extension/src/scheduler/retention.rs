@@ -11,9 +11,10 @@ use pg_task_rules::Micros;
 use pgrx::pg_sys;
 
 use crate::background;
+use crate::catalog;
+use crate::catalog::Lock;
 use crate::guc;
 use crate::history::PARTS;
-use crate::queues;
 use crate::shmem::Slot;
 use crate::spi;
 use crate::spi::Connected;
@@ -124,9 +125,7 @@ fn period() -> Option<Micros> {
 
 /// Which partition is in use from now on; none when the extension is of an older version and has no history.
 fn look(known: Option<Current>, now: Micros) -> Option<Current> {
-    if !queues::table_exists(PARTS[0]) {
-        return None;
-    }
+    catalog::find(PARTS[0])?;
     spi::connected(|spi| {
         let mut current = known.unwrap_or_else(|| {
             Current::from_kept(KEPT.with(|statement| statement.run(spi, &[], true)).int8(0, 1).unwrap_or(0))
@@ -168,15 +167,12 @@ fn size(spi: &Connected, part: usize) -> i64 {
 
 /// Empties a partition; not when somebody else has a lock of it, for whom nobody else is to wait.
 fn empty(part: usize) -> bool {
-    let statement = CString::new(format!("TRUNCATE pg_task.history_{part}")).expect("no zero byte");
-    // SAFETY: inside a transaction, connected to SPI; the lock is kept until its end.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-        let table = pg_sys::get_relname_relid(PARTS[part].as_ptr(), schema);
-        pg_sys::ConditionalLockRelationOid(table, pg_sys::AccessExclusiveLock as i32) && {
-            let code = pg_sys::SPI_execute(statement.as_ptr(), false, 0);
-            assert!(code >= 0, "SPI_execute failed: {code}");
-            true
-        }
+    if catalog::try_lock(PARTS[part], pg_sys::AccessExclusiveLock) != Lock::Taken {
+        return false;
     }
+    let statement = CString::new(format!("TRUNCATE pg_task.history_{part}")).expect("no zero byte");
+    // SAFETY: connected to SPI.
+    let code = unsafe { pg_sys::SPI_execute(statement.as_ptr(), false, 0) };
+    assert!(code >= 0, "SPI_execute failed: {code}");
+    true
 }

@@ -21,6 +21,7 @@ use pg_task_rules::names::QueueName;
 use pgrx::pg_sys;
 
 use crate::background;
+use crate::catalog;
 use crate::queues;
 use crate::shmem;
 use crate::shmem::Slot;
@@ -249,7 +250,7 @@ fn read() -> Found {
         weights: Vec::new(),
     };
     // An extension of an older version than the library has no such table.
-    if !queues::table_exists(c"queue") {
+    if catalog::find(c"queue").is_none() {
         return found;
     }
     spi::connected(|spi| {
@@ -278,7 +279,7 @@ fn read() -> Found {
             }
         }
         let are_trusted = background::now() < shmem::trust_locks_until();
-        if queues::table_exists(c"step_limit") {
+        if catalog::find(c"step_limit").is_some() {
             let rows = STEP_LIMITS.with(|statement| statement.run(spi, &[], true));
             let limits = (0..rows.len()).filter_map(|row| Some((rows.text(row, 1)?, rows.int4(row, 2)?)));
             for (step, limit) in limits.collect::<Vec<_>>() {

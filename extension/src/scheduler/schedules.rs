@@ -20,6 +20,8 @@ use pgrx::pg_sys::Datum;
 
 use crate::background;
 use crate::call::array_elements;
+use crate::catalog;
+use crate::catalog::Lock;
 use crate::error::Error;
 use crate::produce;
 use crate::queues;
@@ -287,17 +289,10 @@ fn transaction<R: Default>(f: impl FnOnce() -> R + UnwindSafe + RefUnwindSafe) -
     background::transaction(|| {
         background::set_local(c"synchronous_commit", c"on");
         background::set_local(c"lock_timeout", c"1s");
-        // SAFETY: catalog look-ups inside a transaction; the lock is kept until its end.
-        let (exists, is_free) = unsafe {
-            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), true);
-            let table = pg_sys::get_relname_relid(c"schedule".as_ptr(), schema);
-            let exists = schema != pg_sys::InvalidOid && table != pg_sys::InvalidOid;
-            (exists, exists && pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock as i32))
-        };
-        match (exists, is_free) {
-            (_, true) => Ok(f()),
-            (true, false) => Err("somebody has locked the table pg_task.schedule".to_owned()),
-            (false, false) => Ok(R::default()),
+        match catalog::try_lock(c"schedule", pg_sys::RowExclusiveLock) {
+            Lock::Taken => Ok(f()),
+            Lock::Busy => Err("somebody has locked the table pg_task.schedule".to_owned()),
+            Lock::Missing => Ok(R::default()),
         }
     })?
 }

@@ -10,6 +10,8 @@ use pg_task_rules::Micros;
 use pgrx::pg_sys;
 
 use crate::background;
+use crate::catalog;
+use crate::catalog::Lock;
 use crate::defaults;
 use crate::history::PARTS;
 use crate::shmem::Slot;
@@ -167,14 +169,7 @@ impl Group {
 /// Deletes rows of a partition; none of those that somebody else has locked. None when somebody has locked the whole partition, for whom nobody
 /// else is to wait.
 fn delete(part: usize, queues: &Queues, after: Micros, until: Micros) -> Option<usize> {
-    // SAFETY: inside a transaction; the lock is kept until its end.
-    let is_locked = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-        let table = pg_sys::get_relname_relid(PARTS[part].as_ptr(), schema);
-        table != pg_sys::InvalidOid
-            && pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock as i32)
-    };
-    if !is_locked {
+    if catalog::try_lock(PARTS[part], pg_sys::RowExclusiveLock) != Lock::Taken {
         return None;
     }
     let statement = CString::new(format!(

@@ -15,6 +15,7 @@ use super::TaskRow;
 use super::TaskTable;
 use super::begin_scan;
 use super::key;
+use crate::catalog;
 use crate::options;
 use crate::shmem;
 use crate::spi;
@@ -52,9 +53,7 @@ impl SideScan {
     unsafe fn open(relation: pg_sys::Relation, snapshot: pg_sys::Snapshot, name: &CStr, keys: i32) -> Self {
         // SAFETY: the caller's.
         unsafe {
-            let schema = pg_sys::get_namespace_oid(c"pg_task".as_ptr(), false);
-            let index = pg_sys::get_relname_relid(name.as_ptr(), schema);
-            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+            let index = pg_sys::index_open(catalog::oid(name), pg_sys::AccessShareLock as i32);
             let scan = begin_scan(relation, index, snapshot, keys);
             Self { index, scan, slot: pg_sys::table_slot_create(relation, std::ptr::null_mut()) }
         }

@@ -47,6 +47,8 @@ pub struct Order {
     pub rounds: u32,
     /// No round begins after so long.
     pub time: Option<Duration>,
+    /// No round begins after so many faults.
+    pub enough: Option<u32>,
     /// The faults to choose from.
     pub faults: Vec<Fault>,
     /// Rounds between two checks.
@@ -141,10 +143,13 @@ async fn play_all(
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
     let mut log_read = vec![0];
-    while *round < order.rounds && order.time.is_none_or(|time| began.elapsed() < time) {
+    let mut last = order.rounds == 0;
+    while !last {
         *round += 1;
         play(scene, order, *round, summary).await?;
-        let last = *round == order.rounds || order.time.is_some_and(|time| began.elapsed() >= time);
+        last = *round >= order.rounds
+            || order.time.is_some_and(|time| began.elapsed() >= time)
+            || order.enough.is_some_and(|enough| summary.faults() >= enough);
         if last || round.is_multiple_of(order.check_every) {
             examine(scene, *round, order.seed, &mut log_read, summary).await?;
         }
@@ -225,7 +230,8 @@ pub(crate) async fn examine(
     summary.checks += 1;
     if violations.is_empty() && order_of_hand_out.is_none() && log.is_empty() {
         println!(
-            "check after round {round}: {} lines, nothing lost, nothing doubled ({:.0} s)",
+            "check after round {round} and {} faults: {} lines, nothing lost, nothing doubled ({:.0} s)",
+            summary.faults(),
             evidence.lines.len(),
             began.elapsed().as_secs_f64()
         );
@@ -422,6 +428,11 @@ fn log_complaints(scene: &Scene, read: &mut Vec<usize>) -> anyhow::Result<Vec<St
 }
 
 impl Summary {
+    /// Faults that were done.
+    fn faults(&self) -> u32 {
+        self.done.values().sum()
+    }
+
     fn print(&self, rounds: u32, began: Instant, well: bool) {
         println!("\n{:<44} times", "fault");
         for fault in Fault::ALL {
@@ -434,7 +445,7 @@ impl Summary {
         }
         println!(
             "\n{} faults in {rounds} rounds, {} tasks, {} runs of steps, {} checks, {:.0} s{}",
-            self.done.values().sum::<u32>(),
+            self.faults(),
             self.tasks,
             self.runs,
             self.checks,

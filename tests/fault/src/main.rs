@@ -20,6 +20,9 @@ struct Arguments {
     /// No round begins after so many minutes.
     #[arg(long)]
     minutes: Option<f64>,
+    /// No round begins after so many faults.
+    #[arg(long)]
+    faults: Option<u32>,
     /// Only these faults, by name or the start of it, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -48,6 +51,7 @@ async fn main() -> anyhow::Result<()> {
         seed: arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000_000)),
         rounds: arguments.rounds,
         time: arguments.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
+        enough: arguments.faults,
         faults: if only.is_empty() { Fault::ALL.to_vec() } else { only },
         check_every: arguments.check_every.max(1),
         pace: Duration::from_millis(arguments.pace),
