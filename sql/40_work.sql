@@ -24,7 +24,7 @@ COMMENT ON FUNCTION pg_task.register(uuid, text[], text[], integer[], interval, 
     'Makes a worker known, or makes it known again; returns the channel on which it is woken, of the tasks it holds those it must drop, and the number of this registration, for exchange';
 
 CREATE FUNCTION pg_task.heartbeat(worker uuid)
-    RETURNS TABLE (event smallint, id uuid)
+    RETURNS TABLE (event smallint, id uuid, token bigint)
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'heartbeat_wrapper';
 COMMENT ON FUNCTION pg_task.heartbeat(uuid) IS
@@ -48,7 +48,7 @@ CREATE FUNCTION pg_task.set_progress_many(
     tokens bigint[],
     progress double precision[] DEFAULT NULL,
     texts text[] DEFAULT NULL
-) RETURNS TABLE (event smallint, id uuid)
+) RETURNS TABLE (event smallint, id uuid, token bigint)
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'set_progress_many_wrapper';
 COMMENT ON FUNCTION pg_task.set_progress_many(uuid, uuid[], bigint[], double precision[], text[]) IS

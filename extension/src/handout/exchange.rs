@@ -1,8 +1,8 @@
 //! `pg_task.exchange`, `pg_task.exchange_packed`, `pg_task.finish` and `pg_task.heartbeat`.
 
-use pg_task_rules::TaskId;
 use pg_task_rules::WorkerId;
 use pg_task_rules::board::Board;
+use pg_task_rules::board::Claim;
 use pg_task_rules::board::Entry;
 use pgrx::pg_sys::Datum;
 
@@ -69,7 +69,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     let mut output = output(call);
 
     let now = background::now();
-    let mut cancelled: Vec<TaskId> = Vec::new();
+    let mut cancelled: Vec<Claim> = Vec::new();
     // Memory may know better than the rows: a task may have been handed out again since.
     let mut held: Vec<Option<Entry>> = Vec::with_capacity(results.len());
     let caller = slot.with_board(|board| {
@@ -85,7 +85,7 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
     })?;
     unsettled(slot, |unsettled| {
         unsettled.caller = caller.map(|(caller, _)| caller);
-        unsettled.told.extend_from_slice(&cancelled);
+        unsettled.told.extend(cancelled.iter().map(|claim| claim.id));
     });
     let room = if guc::ENABLED.get() && caller.is_some_and(|(_, stop)| !stop) { want as u32 } else { 0 };
 
@@ -98,8 +98,8 @@ fn serve(call: &mut Call, output: impl FnOnce(&mut Call) -> Output) -> Result<Op
             }
         }
     });
-    for id in &cancelled {
-        output.cancelled(id);
+    for claim in &cancelled {
+        output.cancelled(claim);
     }
     match caller {
         None => output.event(Event::Unregistered),
@@ -153,7 +153,7 @@ fn heartbeat(call: &mut Call) -> Result<Option<Datum>, Error> {
 pub(super) fn beat(call: &mut Call, slot: Slot, worker_id: &WorkerId) -> Result<Option<Datum>, Error> {
     let mut rows = call.rows();
     let now = background::now();
-    let mut cancelled: Vec<TaskId> = Vec::new();
+    let mut cancelled: Vec<Claim> = Vec::new();
     let state = slot.with_board(|board| {
         let place = find_worker(board, worker_id)?.filter(|&worker| board.heard(worker, now));
         Ok::<_, Error>(place.map(|worker| {
@@ -161,15 +161,18 @@ pub(super) fn beat(call: &mut Call, slot: Slot, worker_id: &WorkerId) -> Result<
             (board.workers[worker].stop, board.has_work_for(worker, now))
         }))
     })?;
-    for id in &cancelled {
-        rows.push([spi::int(Event::Cancelled as i16), Some(spi::uuid(id))]);
+    for Claim { id, token } in &cancelled {
+        rows.push([spi::int(Event::Cancelled as i16), Some(spi::uuid(id)), spi::int(*token)]);
     }
-    match state {
-        None => rows.push([spi::int(Event::Unregistered as i16), None]),
-        Some((true, _)) => rows.push([spi::int(Event::Stop as i16), None]),
+    let event = match state {
+        None => Some(Event::Unregistered),
+        Some((true, _)) => Some(Event::Stop),
         // Heals a notification that was lost on its way.
-        Some((_, true)) if guc::ENABLED.get() => rows.push([spi::int(Event::Work as i16), None]),
-        Some(_) => {}
+        Some((_, true)) => guc::ENABLED.get().then_some(Event::Work),
+        Some(_) => None,
+    };
+    if let Some(event) = event {
+        rows.push([spi::int(event as i16), None, None]);
     }
     Ok(None)
 }
@@ -177,5 +180,5 @@ sql_function!(
     "heartbeat_wrapper",
     "pg_finfo_heartbeat_wrapper",
     heartbeat,
-    "heartbeat(worker uuid) RETURNS TABLE (event smallint, id uuid)"
+    "heartbeat(worker uuid) RETURNS TABLE (event smallint, id uuid, token bigint)"
 );

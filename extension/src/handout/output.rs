@@ -114,13 +114,13 @@ impl Output {
     }
 
     /// A task that the worker runs was cancelled.
-    pub fn cancelled(&mut self, id: &TaskId) {
+    pub fn cancelled(&mut self, Claim { id, token }: &Claim) {
         match self {
             Self::Rows(rows) => rows.push([
                 spi::int(Event::Cancelled as i16),
                 Some(spi::uuid(id)),
                 None,
-                None,
+                spi::int(*token),
                 None,
                 None,
                 None,
@@ -130,6 +130,7 @@ impl Output {
             Self::Packed(packed) => {
                 packed.byte(Event::Cancelled as u8);
                 packed.bytes(id);
+                packed.bytes(&token.to_be_bytes());
             }
         }
     }

@@ -48,7 +48,7 @@ sql_function!(
     set_progress_many,
     "set_progress_many(
         worker uuid, ids uuid[], tokens bigint[], progress double precision[], texts text[])
-     RETURNS TABLE (event smallint, id uuid)"
+     RETURNS TABLE (event smallint, id uuid, token bigint)"
 );
 
 /// Keeps what was said of claims that the worker still holds; whether it was kept of all.

@@ -368,8 +368,8 @@ impl Board<'_> {
         Some(entry.owner as usize)
     }
 
-    /// The worker's tasks that were cancelled and of which it has not been told.
-    pub fn take_cancels(&mut self, worker: usize, out: &mut Vec<TaskId>) {
+    /// The worker's claims of tasks that were cancelled of which it has not been told.
+    pub fn take_cancels(&mut self, worker: usize, out: &mut Vec<Claim>) {
         if self.workers[worker].cancels == 0 {
             return;
         }
@@ -378,7 +378,7 @@ impl Board<'_> {
             let entry = &mut self.entries[index as usize];
             if entry.flags & (CANCELLED | CANCEL_TOLD) == CANCELLED {
                 entry.flags |= CANCEL_TOLD;
-                out.push(entry.id);
+                out.push(Claim { id: entry.id, token: entry.token });
             }
             index = entry.next;
         }

@@ -235,10 +235,10 @@ async fn what_runs_is_left_alone_unless_it_is_named_and_is_told_when_it_is_cance
     assert_eq!(
         worker
             .ask(&format!(
-                "SELECT string_agg(event::text, ',') FROM pg_task.heartbeat({WORKER}) WHERE event = 3"
+                "SELECT string_agg(concat(c.token = h.token), ',') FROM pg_task.heartbeat({WORKER}) AS h JOIN pg_task.claims() AS c USING (id) WHERE h.event = 3"
             ))
             .await?,
-        "3"
+        "t"
     );
     let finish = |key: &str| {
         format!(

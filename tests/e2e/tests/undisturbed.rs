@@ -390,11 +390,12 @@ async fn a_call_that_fails_has_not_told_of_a_cancelled_task() -> Result<()> {
     let mut worker = registered(&db, "").await?;
     take(&mut worker, 1).await?;
     db.run("SELECT pg_task.cancel(id) FROM pg_task.task").await?;
-    let exchange = format!("SELECT string_agg(event::text, ',') FROM pg_task.exchange({WORKER}, 0)");
+    let told = "string_agg(concat(event, ' ', token = (SELECT token FROM claim)), ',')";
+    let exchange = format!("SELECT {told} FROM pg_task.exchange({WORKER}, 0)");
     worker.run("BEGIN").await?;
-    assert_eq!(worker.ask(&exchange).await?, "3");
+    assert_eq!(worker.ask(&exchange).await?, "3 t");
     worker.run("ROLLBACK").await?;
-    assert_eq!(worker.ask(&exchange).await?, "3");
+    assert_eq!(worker.ask(&exchange).await?, "3 t");
     assert_eq!(worker.ask(&exchange).await?, "");
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
+use rustc_hash::FxHashSet;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tracing::info;
@@ -79,8 +80,8 @@ const PROGRESS_REST: Duration = Duration::from_secs(300);
 pub(super) enum Event<T> {
     /// A call has ended.
     Answer(Answer<T>),
-    /// A task that the worker runs was cancelled, as the answer to what was asked at this moment says.
-    Cancelled { id: Uuid, asked_at: Instant },
+    /// A task was cancelled that the worker runs under this token.
+    Cancelled { id: Uuid, token: i64 },
     /// Calls that are still under way since the session came back are to be given up.
     CutLanes,
     /// A result that was deferred may be brought again.
@@ -126,8 +127,6 @@ struct Running {
     fence: i64,
     token: i64,
     control: Arc<Control>,
-    /// When the call began that brought it.
-    asked_at: Instant,
 }
 
 pub(super) struct Dispatcher<T> {
@@ -144,6 +143,8 @@ pub(super) struct Dispatcher<T> {
     standing: Standing,
     ever_registered: bool,
     running: FxHashMap<Uuid, Running>,
+    /// Tokens of tasks that were cancelled and are not here: on their way, maybe, with the answer to a call that is under way.
+    cancelled: FxHashSet<i64>,
     results: VecDeque<Finished<T>>,
     /// Results of calls that were refused, maybe for one of them: each is brought by a call that does nothing else.
     alone: VecDeque<Finished<T>>,
@@ -215,6 +216,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             standing: Standing::Away,
             ever_registered: false,
             running: FxHashMap::default(),
+            cancelled: FxHashSet::default(),
             results: VecDeque::new(),
             alone: VecDeque::new(),
             alone_on: None,
@@ -272,7 +274,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     fn handle(&mut self, event: Event<T>) -> bool {
         match event {
             Event::Answer(answer) => self.answer(answer),
-            Event::Cancelled { id, asked_at } => self.cancel(id, asked_at),
+            Event::Cancelled { id, token } => self.cancel(id, token),
             Event::CutLanes => {
                 if self.standing == Standing::Listening {
                     self.cut.send_modify(|number| *number += 1);
@@ -436,7 +438,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         if want > 0 {
             self.work_expected = false;
         }
-        let call = Call { registration: self.registration, want, results, asked_at: now };
+        let call = Call { registration: self.registration, want, results };
         // The channel has room for one call and the lane is idle.
         let sent = self.lanes[lane].try_send(call);
         debug_assert!(sent.is_ok(), "an idle lane takes a call");
@@ -459,10 +461,13 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             }
             Err(error) => self.call_failed(lane, alone, call, error),
         }
+        if self.idle_lanes.len() == LANES {
+            self.cancelled.clear();
+        }
     }
 
     fn take_answer(&mut self, call: Call<T>, answer: Bytes) {
-        let Call { want, results, asked_at, .. } = call;
+        let Call { want, results, .. } = call;
         let mut next: FxHashMap<Uuid, (Claim, Source<T>)> = results
             .into_iter()
             .filter_map(|result| match result.outcome {
@@ -489,7 +494,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
                         "[{id}] the result was refused: the task was changed, cancelled or given to another worker"
                     );
                 }
-                Ok(Item::Cancelled { id }) => self.cancel(id, asked_at),
+                Ok(Item::Cancelled { id, token }) => self.cancel(id, token),
                 Ok(Item::Stop) => self.stop(),
                 Ok(Item::Unregistered) => self.unregistered(),
                 Ok(Item::Work) => self.work_expected = true,
@@ -498,15 +503,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
         // As many as wanted: there may be more.
         self.work_expected |= want > 0 && starts.len() >= want;
-        if self.stopping {
-            // They came with the request to stop: nothing was begun, nothing is lost.
-            let release = |start: Start<T>| Finished { claim: start.claim, outcome: Outcome::Release };
-            self.results.extend(starts.into_iter().map(release));
-            return;
-        }
+        // What came with the request to stop, or was cancelled on its way, is given back: nothing was begun, nothing is lost.
+        let (stopping, cancelled) = (self.stopping, &self.cancelled);
+        let is_given_back = |start: &mut Start<T>| stopping || cancelled.contains(&start.claim.token);
+        let release = |start: Start<T>| Finished { claim: start.claim, outcome: Outcome::Release };
+        self.results.extend(starts.extract_if(.., is_given_back).map(release));
         for start in &starts {
             let Claim { id, fence, token, .. } = start.claim;
-            self.running.insert(id, Running { fence, token, control: start.control.clone(), asked_at });
+            self.running.insert(id, Running { fence, token, control: start.control.clone() });
         }
         self.executor.start(starts);
     }
@@ -608,9 +612,14 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         }
     }
 
-    /// Asks a step to end. A run that was asked for later than the server was asked for its news is not the one that was cancelled: that has ended.
-    fn cancel(&mut self, id: Uuid, asked_at: Instant) {
-        let Some(running) = self.running.get(&id).filter(|run| run.asked_at < asked_at) else { return };
+    /// Asks a step to end, or does not begin it when it comes.
+    fn cancel(&mut self, id: Uuid, token: i64) {
+        let Some(running) = self.running.get(&id).filter(|running| running.token == token) else {
+            if self.idle_lanes.len() < LANES {
+                self.cancelled.insert(token);
+            }
+            return;
+        };
         info!("[{id}] cancelled");
         running.control.cancel();
         drop_after_grace(running.control.clone());

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::time::Duration;
-use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -35,8 +34,6 @@ pub(super) struct Call<T> {
     pub(super) want: usize,
     /// The results to bring.
     pub(super) results: Vec<Finished<T>>,
-    /// When that was.
-    pub(super) asked_at: Instant,
 }
 
 /// A call that was made, with its results if they have to be brought again.

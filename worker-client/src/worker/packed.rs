@@ -25,6 +25,7 @@ pub(super) enum Item {
     /// A task that runs here is gone.
     Cancelled {
         id: Uuid,
+        token: i64,
     },
     Stop,
     Unregistered,
@@ -97,7 +98,7 @@ fn item(answer: &mut Bytes) -> Option<Item> {
             answer.try_get_i64().ok()?;
             Item::Refused { id }
         }
-        3 => Item::Cancelled { id: id(answer)? },
+        3 => Item::Cancelled { id: id(answer)?, token: answer.try_get_i64().ok()? },
         4 => Item::Stop,
         5 => Item::Unregistered,
         6 => Item::Work,
@@ -186,9 +187,10 @@ mod tests {
                     bytes.extend(id.as_bytes());
                     bytes.extend([0; 8]);
                 }
-                Item::Cancelled { id } => {
+                Item::Cancelled { id, token } => {
                     bytes.push(3);
                     bytes.extend(id.as_bytes());
+                    bytes.extend(token.to_be_bytes());
                 }
                 Item::Stop => bytes.push(4),
                 Item::Unregistered => bytes.push(5),
@@ -209,7 +211,7 @@ mod tests {
             ),
             1 => (id(), any::<i64>(), any::<i64>()).prop_map(|(id, fence, token)| Item::GoesOn { id, fence, token }),
             1 => id().prop_map(|id| Item::Refused { id }),
-            1 => id().prop_map(|id| Item::Cancelled { id }),
+            1 => (id(), any::<i64>()).prop_map(|(id, token)| Item::Cancelled { id, token }),
             1 => Just(Item::Stop),
             1 => Just(Item::Unregistered),
             1 => Just(Item::Work),

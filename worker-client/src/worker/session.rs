@@ -1,7 +1,6 @@
 //! The session: the connection that stands for the worker. It registers, listens and beats the heart.
 
 use std::time::Duration;
-use std::time::Instant;
 
 use sqlx::PgPool;
 use sqlx::Postgres;
@@ -193,9 +192,8 @@ impl<T> Session<T> {
     }
 
     async fn beat(&self, link: &mut Link) -> Result<(), sqlx::Error> {
-        let query = sqlx::query("SELECT event, id FROM pg_task.heartbeat($1)").bind(self.worker);
-        let asked_at = Instant::now();
-        self.tell(self.ask(link, query).await?, asked_at)
+        let query = sqlx::query("SELECT event, id, token FROM pg_task.heartbeat($1)").bind(self.worker);
+        self.tell(self.ask(link, query).await?)
     }
 
     /// A heartbeat that says how far the steps are. False when the server does not take that.
@@ -206,9 +204,8 @@ impl<T> Session<T> {
             .bind(reports.iter().map(|report| report.token).collect::<Vec<_>>())
             .bind(reports.iter().map(|report| report.value).collect::<Vec<_>>())
             .bind(reports.into_iter().map(|report| report.text).collect::<Vec<_>>());
-        let asked_at = Instant::now();
         match self.ask(link, query).await {
-            Ok(rows) => self.tell(rows, asked_at).map(|()| true),
+            Ok(rows) => self.tell(rows).map(|()| true),
             Err(error) if error::is_refusal(&error) => {
                 warn!("pg_task.running does not show how far the steps are: {error}");
                 Ok(false)
@@ -227,11 +224,11 @@ impl<T> Session<T> {
     }
 
     /// Tells the dispatcher what the server says to a heartbeat.
-    fn tell(&self, rows: Vec<PgRow>, asked_at: Instant) -> Result<(), sqlx::Error> {
+    fn tell(&self, rows: Vec<PgRow>) -> Result<(), sqlx::Error> {
         let _ = self.events.send(Event::Heard);
         for row in rows {
             let event = match row.try_get::<i16, _>("event")? {
-                3 => Event::Cancelled { id: row.try_get("id")?, asked_at },
+                3 => Event::Cancelled { id: row.try_get("id")?, token: row.try_get("token")? },
                 4 => Event::Stop,
                 5 => Event::Unregistered,
                 6 => Event::Wake,

@@ -133,15 +133,20 @@ fn claim(id: Uuid) -> Claim {
 
 /// A task is handed out.
 fn task(id: u128) -> Vec<u8> {
+    task_under(id, 1)
+}
+
+/// So under this token.
+fn task_under(id: u128, token: i64) -> Vec<u8> {
     let step = br#"{"Test":{"Hang":null}}"#;
-    let [fence, token] = [1_i64.to_be_bytes(), 1_i64.to_be_bytes()];
+    let [fence, token] = [1_i64.to_be_bytes(), token.to_be_bytes()];
     let length = u32::try_from(step.len()).expect("it is short").to_be_bytes();
     [&[0], &id.to_be_bytes()[..], &fence, &token, &[0; 4], &[0; 8], &[0], &length, step].concat()
 }
 
 /// A task was cancelled.
-fn cancelled(id: u128) -> Vec<u8> {
-    [&[3], &id.to_be_bytes()[..]].concat()
+fn cancelled(id: u128, token: i64) -> Vec<u8> {
+    [&[3], &id.to_be_bytes()[..], &token.to_be_bytes()].concat()
 }
 
 /// What a call brings: of which tasks, with which outcome.
@@ -279,25 +284,46 @@ async fn a_step_that_was_cancelled_and_dropped_gives_its_task_back() {
 }
 
 #[tokio::test]
-async fn news_of_a_cancelled_run_are_not_for_a_later_run_of_the_same_task() {
+async fn news_of_a_cancelled_run_are_for_that_run_whenever_they_come() {
     let mut worker = Fixture::new();
     worker.dispatcher.work_expected = true;
     let call = worker.call();
-    let before = call.1.asked_at;
-    worker.answer(call, &[&task(1), &task(2)]);
+    worker.answer(call, &[&task_under(1, 2), &task_under(2, 4)]);
     // The one run ends while a call is under way that brings news of it, and the other lane begins the next run.
     worker.dispatcher.work_expected = true;
     let slow = worker.call();
     worker.dispatcher.running.remove(&Uuid::from_u128(1));
     worker.end([1]);
-    tokio::time::sleep_until((slow.1.asked_at + JUST_NOW).into()).await;
+    worker.dispatcher.called_at -= JUST_NOW;
     let quick = worker.call();
-    worker.answer(quick, &[&task(1)]);
-    worker.answer(slow, &[&cancelled(1), &cancelled(2)]);
+    worker.answer(quick, &[&task_under(1, 6)]);
+    worker.answer(slow, &[&cancelled(1, 2), &cancelled(2, 4)]);
     assert!(!worker.is_cancelled(1) && worker.is_cancelled(2));
-    // So with a heartbeat.
-    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(1), asked_at: before });
+    // So with a heartbeat; and a call that began before the run tells of its end all the same.
+    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(1), token: 2 });
     assert!(!worker.is_cancelled(1));
-    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(1), asked_at: Instant::now() });
+    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(1), token: 6 });
     assert!(worker.is_cancelled(1));
+}
+
+#[tokio::test]
+async fn a_task_that_was_cancelled_on_its_way_is_not_begun_and_given_back() {
+    let mut worker = Fixture::new();
+    worker.dispatcher.work_expected = true;
+    let slow = worker.call();
+    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(1), token: 2 });
+    worker.end([9]);
+    worker.dispatcher.called_at -= JUST_NOW;
+    let quick = worker.call();
+    worker.answer(quick, &[&cancelled(2, 4)]);
+    worker.answer(slow, &[&task_under(1, 2), &task_under(2, 4), &task_under(3, 6)]);
+    let running: Vec<u128> = worker.dispatcher.running.keys().map(Uuid::as_u128).collect();
+    assert_eq!(running, [3]);
+    let call = worker.call();
+    assert_eq!(brings(&call.1), [(1, 5), (2, 5)]);
+    // A token that can come no more is not kept.
+    assert!(worker.dispatcher.cancelled.is_empty());
+    worker.answer(call, &[]);
+    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(4), token: 8 });
+    assert!(worker.dispatcher.cancelled.is_empty());
 }
