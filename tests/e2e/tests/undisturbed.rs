@@ -13,6 +13,7 @@ use pg_task_e2e::own_server;
 use pg_task_e2e::shared_server;
 
 const WORKER: &str = "'00000000-0000-0000-0000-000000000001'";
+const OTHER: &str = "'00000000-0000-0000-0000-000000000002'";
 const STEP: &str = r#"'{"A": {"B": 1}}'"#;
 
 /// A server that notes claims in their rows soon and waits for no lost worker.
@@ -27,14 +28,22 @@ async fn database() -> Result<Database> {
 
 /// A session that registers a worker for all queues, bound to it.
 async fn registered(db: &Database, more: &str) -> Result<Session> {
+    registered_as(db, WORKER, more).await
+}
+
+async fn registered_as(db: &Database, worker: &str, more: &str) -> Result<Session> {
     let mut session = db.session().await?;
-    session.run(&format!("SELECT pg_task.register({WORKER}, bind => true{more})")).await?;
+    session.run(&format!("SELECT pg_task.register({worker}, bind => true{more})")).await?;
     Ok(session)
 }
 
 /// Takes so many tasks, when they are there, into the table `claim` of the session.
 async fn take(session: &mut Session, count: u32) -> Result<()> {
-    session.run(&format!("CREATE TEMP TABLE claim AS SELECT * FROM pg_task.exchange({WORKER}, 0)")).await?;
+    take_as(session, WORKER, count).await
+}
+
+async fn take_as(session: &mut Session, worker: &str, count: u32) -> Result<()> {
+    session.run(&format!("CREATE TEMP TABLE claim AS SELECT * FROM pg_task.exchange({worker}, 0)")).await?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let taken: u32 = session.ask("SELECT count(*) FROM claim").await?.parse()?;
@@ -43,7 +52,7 @@ async fn take(session: &mut Session, count: u32) -> Result<()> {
         }
         anyhow::ensure!(Instant::now() < deadline, "only {taken} of {count} tasks were handed out");
         let want = count - taken;
-        let exchange = format!("SELECT * FROM pg_task.exchange({WORKER}, {want}) WHERE event = 0");
+        let exchange = format!("SELECT * FROM pg_task.exchange({worker}, {want}) WHERE event = 0");
         session.run(&format!("INSERT INTO claim {exchange}")).await?;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -145,8 +154,8 @@ async fn a_lost_task_that_refuses_to_be_written_holds_up_no_other() -> Result<()
     db.until("SELECT last_error LIKE '%unlucky%' FROM pg_task.scheduler").await?;
     // What sleeps is woken all the same.
     db.run(&format!("SELECT pg_task.delay({STEP}, '1.5 s')")).await?;
-    let mut other = registered(&db, "").await?;
-    take(&mut other, 3).await?;
+    let mut other = registered_as(&db, OTHER, "").await?;
+    take_as(&mut other, OTHER, 3).await?;
     assert_eq!(db.ask("SELECT state FROM pg_task.scheduler").await?, "running");
     drop(other);
     db.run("ALTER TABLE pg_task.task DROP CONSTRAINT unlucky").await?;
@@ -172,10 +181,11 @@ async fn a_lost_task_that_takes_its_time_to_refuse_holds_up_no_other() -> Result
     take(&mut worker, 2).await?;
     drop(worker);
     db.until("SELECT last_error LIKE '%unlucky%' FROM pg_task.scheduler").await?;
-    let mut other = registered(&db, "").await?;
+    // Not the lost one once more: what that held would be given back, when its loss has not been noticed yet.
+    let mut other = registered_as(&db, OTHER, "").await?;
     for _ in 0..3 {
         db.run(&format!("SELECT pg_task.delay({STEP}, '100 ms')")).await?;
-        take(&mut other, 1).await?;
+        take_as(&mut other, OTHER, 1).await?;
         other.run("DROP TABLE claim").await?;
     }
     db.run("DROP TRIGGER refuse ON pg_task.task").await?;
