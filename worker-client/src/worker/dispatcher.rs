@@ -150,6 +150,8 @@ pub(super) struct Dispatcher<T> {
     alone: VecDeque<Finished<T>>,
     /// The lane that carries such a call; one at a time, so that the other lane is free of them.
     alone_on: Option<usize>,
+    /// Whether the last call was such a one: then it is the turn of the others, which may have only one lane.
+    alone_was_last: bool,
     /// Results that could not be written: to be brought again.
     deferred: FxHashMap<Uuid, Finished<T>>,
     asked: usize,
@@ -220,6 +222,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             results: VecDeque::new(),
             alone: VecDeque::new(),
             alone_on: None,
+            alone_was_last: false,
             deferred: FxHashMap::default(),
             asked: 0,
             work_expected: false,
@@ -296,10 +299,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         false
     }
 
-    /// There is work, or a task that runs was cancelled: without room for work no call would tell.
+    /// There is work, or a task that runs was cancelled: without room for work, or when the worker is stopping, no call would tell.
     fn notified(&mut self) {
         self.work_expected = true;
-        if self.want() == 0 && !self.stopping && self.standing == Standing::Registered {
+        if self.want() == 0 && self.standing == Standing::Registered {
             let _ = self.session.send(Command::Beat);
         }
     }
@@ -410,6 +413,11 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         if self.alone_on.is_none() && !self.alone.is_empty() {
             return Some(self.called_at);
         }
+        self.ordinary_at()
+    }
+
+    /// When a call is to be made that brings what there is.
+    fn ordinary_at(&self) -> Option<Instant> {
         let beside = self.idle_lanes.len() + usize::from(self.alone_on.is_some()) < LANES;
         worth_from(self.results.len(), self.want(), self.running.len(), beside, self.called_at)
     }
@@ -420,8 +428,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         if self.call_at().is_none_or(|due| due > now) {
             return false;
         }
+        let others_turn = self.alone_was_last && self.ordinary_at().is_some_and(|due| due <= now);
         let Some(lane) = self.idle_lanes.pop() else { return false };
-        let alone = if self.alone_on.is_none() { self.alone.pop_front() } else { None };
+        let alone = if self.alone_on.is_none() && !others_turn { self.alone.pop_front() } else { None };
+        self.alone_was_last = alone.is_some();
         let (want, results) = match alone {
             Some(result) => {
                 self.alone_on = Some(lane);

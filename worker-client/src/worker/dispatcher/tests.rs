@@ -226,6 +226,30 @@ async fn the_results_of_a_refused_call_are_brought_alone_and_hold_up_no_others()
 }
 
 #[tokio::test]
+async fn locked_results_and_a_call_that_hangs_leave_the_others_their_turn() {
+    let mut worker = Fixture::new();
+    worker.end([1, 2, 3]);
+    let call = worker.call();
+    worker.dispatcher.called_at -= GATHERING;
+    worker.end([10]);
+    let _hangs = worker.call();
+    worker.refuse(call, "55P03");
+    for (alone, other) in [(1, 11), (2, 12)] {
+        worker.dispatcher.called_at -= GATHERING;
+        worker.end([other]);
+        let locked = worker.call();
+        assert_eq!((brings(&locked.1), locked.1.want), (vec![(alone, 0)], 0));
+        worker.refuse(locked, "55P03");
+        let others = worker.call();
+        assert_eq!(brings(&others.1), [(other, 0)]);
+        worker.answer(others, &[]);
+    }
+    // Without others it is the turn of the next one.
+    let locked = worker.call();
+    assert_eq!(brings(&locked.1), [(3, 0)]);
+}
+
+#[tokio::test]
 async fn a_result_is_not_to_blame_for_what_the_call_asked_for() {
     let mut worker = Fixture::new();
     worker.end([1]);
@@ -326,4 +350,17 @@ async fn a_task_that_was_cancelled_on_its_way_is_not_begun_and_given_back() {
     worker.answer(call, &[]);
     worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(4), token: 8 });
     assert!(worker.dispatcher.cancelled.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_no_more_asks_what_it_is_called_for() {
+    let mut worker = Fixture::new();
+    let (session, mut commands) = mpsc::unbounded_channel();
+    worker.dispatcher.session = session;
+    // One that does take more asks with its next call.
+    worker.dispatcher.handle(Event::Notified);
+    assert!(commands.try_recv().is_err());
+    worker.dispatcher.stopping = true;
+    worker.dispatcher.handle(Event::Notified);
+    assert!(matches!(commands.try_recv(), Ok(Command::Beat)));
 }
