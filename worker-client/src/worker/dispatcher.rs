@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
-use rustc_hash::FxHashSet;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tracing::info;
@@ -143,8 +142,9 @@ pub(super) struct Dispatcher<T> {
     standing: Standing,
     ever_registered: bool,
     running: FxHashMap<Uuid, Running>,
-    /// Tokens of tasks that were cancelled and are not here: on their way, maybe, with the answer to a call that is under way.
-    cancelled: FxHashSet<i64>,
+    /// Tokens of tasks that were cancelled and are not here: on their way, maybe, with the answer to a call that was under way then, on one of
+    /// these lanes (a bit for each).
+    cancelled: FxHashMap<i64, u8>,
     results: VecDeque<Finished<T>>,
     /// Results of calls that were refused, maybe for one of them: each is brought by a call that does nothing else.
     alone: VecDeque<Finished<T>>,
@@ -218,7 +218,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             standing: Standing::Away,
             ever_registered: false,
             running: FxHashMap::default(),
-            cancelled: FxHashSet::default(),
+            cancelled: FxHashMap::default(),
             results: VecDeque::new(),
             alone: VecDeque::new(),
             alone_on: None,
@@ -471,9 +471,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
             }
             Err(error) => self.call_failed(lane, alone, call, error),
         }
-        if self.idle_lanes.len() == LANES {
-            self.cancelled.clear();
-        }
+        self.cancelled.retain(|_, lanes| {
+            *lanes &= !(1 << lane);
+            *lanes != 0
+        });
     }
 
     fn take_answer(&mut self, call: Call<T>, answer: Bytes) {
@@ -515,7 +516,7 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
         self.work_expected |= want > 0 && starts.len() >= want;
         // What came with the request to stop, or was cancelled on its way, is given back: nothing was begun, nothing is lost.
         let (stopping, cancelled) = (self.stopping, &self.cancelled);
-        let is_given_back = |start: &mut Start<T>| stopping || cancelled.contains(&start.claim.token);
+        let is_given_back = |start: &mut Start<T>| stopping || cancelled.contains_key(&start.claim.token);
         let release = |start: Start<T>| Finished { claim: start.claim, outcome: Outcome::Release };
         self.results.extend(starts.extract_if(.., is_given_back).map(release));
         for start in &starts {
@@ -625,8 +626,10 @@ impl<T: Step<T, Context> + 'static> Dispatcher<T> {
     /// Asks a step to end, or does not begin it when it comes.
     fn cancel(&mut self, id: Uuid, token: i64) {
         let Some(running) = self.running.get(&id).filter(|running| running.token == token) else {
-            if self.idle_lanes.len() < LANES {
-                self.cancelled.insert(token);
+            let busy = (0..LANES).filter(|lane| !self.idle_lanes.contains(lane));
+            let lanes = busy.fold(0, |lanes, lane| lanes | 1 << lane);
+            if lanes != 0 {
+                self.cancelled.insert(token, lanes);
             }
             return;
         };

@@ -345,9 +345,15 @@ async fn a_task_that_was_cancelled_on_its_way_is_not_begun_and_given_back() {
     assert_eq!(running, [3]);
     let call = worker.call();
     assert_eq!(brings(&call.1), [(1, 5), (2, 5)]);
-    // A token that can come no more is not kept.
+    // A token that can come no more is not kept, whatever other calls are under way.
     assert!(worker.dispatcher.cancelled.is_empty());
+    worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(4), token: 8 });
+    worker.end([5]);
+    worker.dispatcher.called_at -= JUST_NOW;
+    let later = worker.call();
     worker.answer(call, &[]);
+    assert!(worker.dispatcher.cancelled.is_empty());
+    worker.answer(later, &[]);
     worker.dispatcher.handle(Event::Cancelled { id: Uuid::from_u128(4), token: 8 });
     assert!(worker.dispatcher.cancelled.is_empty());
 }
