@@ -321,6 +321,10 @@ fn give_back_withheld() {
 }
 
 fn tell(pending: &Pending) {
+    if pending.start {
+        // SAFETY: a plain read of this process' own variable.
+        shmem::want_scheduler(unsafe { pg_sys::MyDatabaseId });
+    }
     let Some(slot) = shmem::my_slot() else {
         if pending.start || !pending.hints.is_empty() || pending.rescan_from != Micros::MAX {
             // SAFETY: a plain read of this process' own variable.

@@ -137,8 +137,9 @@ impl Launcher {
         for slot in shmem::slots() {
             let oid = slot.control().database.load(SeqCst);
             let known = databases.iter().any(|database| database.oid.to_u32() == oid && database.is_wanted());
-            if oid != 0 && !known && !slot.is_served() {
-                slot.free();
+            // One that was wanted just now may be younger than the list: it is looked at once more.
+            if oid != 0 && !known && !slot.is_served() && !slot.control().wanted.swap(false, SeqCst) {
+                slot.free_unless_wanted();
             }
         }
         self.probed.retain(|oid| databases.iter().any(|database| database.oid.to_u32() == *oid));

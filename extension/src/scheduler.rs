@@ -34,6 +34,9 @@ pub use sweep::Queues;
 const FIRST_BACKOFF: Micros = 100_000;
 const LAST_BACKOFF: Micros = 60_000_000;
 
+/// Between two looks for the extension.
+const LOOK_AGAIN: Micros = 100_000;
+
 #[pgrx::pg_guard]
 #[unsafe(no_mangle)]
 extern "C-unwind" fn pg_task_scheduler_main(argument: pg_sys::Datum) {
@@ -49,12 +52,40 @@ extern "C-unwind" fn pg_task_scheduler_main(argument: pg_sys::Datum) {
         return;
     }
     prepare_session();
+    serve(slot);
     // Returning means exit code 0: the postmaster forgets the worker, and the launcher decides what comes next.
-    match background::transaction(extension_oid) {
-        Ok(Some(extension)) => run(slot, extension),
-        Ok(None) => slot.free(),
-        Err(error) => slot.control().set_error(&error, background::now()),
+}
+
+/// Serves the database as long as it has the extension.
+///
+/// Whoever makes the extension while a scheduler looks in vain finds a scheduler that is there and starts none. So the slot is given up only if
+/// nobody has wanted one since. And what has just been committed can be seen a moment later than it is told (from the caches of PostgreSQL 18): a
+/// scheduler that was called looks twice.
+fn serve(slot: Slot) {
+    let mut was_called = false;
+    loop {
+        was_called |= slot.control().wanted.swap(false, SeqCst);
+        match background::transaction(extension_oid) {
+            Ok(Some(extension)) => match run(slot, extension) {
+                End::Replaced => return,
+                End::Gone => was_called = true,
+            },
+            Ok(None) if std::mem::take(&mut was_called) => {
+                background::pause_until(background::now() + LOOK_AGAIN);
+            }
+            Ok(None) if slot.free_unless_wanted() => return,
+            Ok(None) => {}
+            Err(error) => return slot.control().set_error(&error, background::now()),
+        }
     }
+}
+
+/// Why the main loop has ended.
+enum End {
+    /// The extension is gone.
+    Gone,
+    /// It is another one: the next scheduler begins from nothing.
+    Replaced,
 }
 
 /// Makes this process the slot's scheduler, unless another one lives.
@@ -149,7 +180,7 @@ fn tell_of_versions(slot: Slot, told: Option<String>) -> Option<String> {
 }
 
 /// The main loop. Returns when the extension is gone.
-fn run(slot: Slot, extension: u32) {
+fn run(slot: Slot, extension: u32) -> End {
     let control = slot.control();
     let mut ticker = Ticker::new(slot);
     let mut failures = 0_u32;
@@ -165,12 +196,12 @@ fn run(slot: Slot, extension: u32) {
                     ticker.forget();
                     told = tell_of_versions(slot, told);
                 }
-                Ok(None) => return slot.free(),
+                Ok(None) => return End::Gone,
                 Ok(Some(_)) => {
                     // Dropped and made anew: begin from nothing.
                     slot.reset_memory();
                     control.retry_at.store(0, SeqCst);
-                    return;
+                    return End::Replaced;
                 }
                 Err(error) => control.set_error(&error, now),
             }

@@ -93,6 +93,8 @@ pub struct Control {
     pub latch: AtomicPtr<pg_sys::Latch>,
     /// The extension may have been dropped or made anew: the scheduler has to look.
     pub recheck: AtomicBool,
+    /// A scheduler was asked for since one last looked whether the extension is there. Set under the lock of all slots.
+    pub wanted: AtomicBool,
     /// The settings of queues have changed: the scheduler has to read them.
     pub rules_stale: AtomicBool,
     /// Schedules have changed: the scheduler has to look when the next one ticks.
@@ -239,13 +241,29 @@ pub fn take_slot(database: pg_sys::Oid) -> Option<Slot> {
     if !ready() {
         return None;
     }
+    locked(global_lock(), || find_or_take(database))
+}
+
+/// A scheduler is wanted for a database, which has to look whether the extension is there: one that is about to give the slot up keeps it. Fails
+/// when all slots are in use.
+pub fn want_scheduler(database: pg_sys::Oid) -> Option<Slot> {
+    if !ready() {
+        return None;
+    }
     locked(global_lock(), || {
-        slot_of(database).or_else(|| {
-            let slot = slots().find(|slot| slot.control().database.load(SeqCst) == 0)?;
-            slot.clear();
-            slot.control().database.store(database.to_u32(), SeqCst);
-            Some(slot)
-        })
+        let slot = find_or_take(database)?;
+        slot.control().wanted.store(true, SeqCst);
+        Some(slot)
+    })
+}
+
+/// Under the global lock.
+fn find_or_take(database: pg_sys::Oid) -> Option<Slot> {
+    slot_of(database).or_else(|| {
+        let slot = slots().find(|slot| slot.control().database.load(SeqCst) == 0)?;
+        slot.clear();
+        slot.control().database.store(database.to_u32(), SeqCst);
+        Some(slot)
     })
 }
 
@@ -338,9 +356,15 @@ impl Slot {
         self.control().pid.load(SeqCst) != 0
     }
 
-    /// Gives the slot up; the board and the inbox are emptied.
-    pub fn free(self) {
-        locked(global_lock(), || self.clear());
+    /// Gives the slot up, unless a scheduler was wanted since `wanted` was taken; the board and the inbox are emptied. Returns whether it was given up.
+    pub fn free_unless_wanted(self) -> bool {
+        locked(global_lock(), || {
+            let is_wanted = self.control().wanted.load(SeqCst);
+            if !is_wanted {
+                self.clear();
+            }
+            !is_wanted
+        })
     }
 
     /// Empties the board and the inbox, with every claim and worker.
@@ -359,6 +383,7 @@ impl Slot {
     fn clear(self) {
         let control = self.control();
         control.database.store(0, SeqCst);
+        control.wanted.store(false, SeqCst);
         control.set_state(State::Wanted);
         control.pid.store(0, SeqCst);
         control.latch.store(std::ptr::null_mut(), SeqCst);

@@ -4,6 +4,7 @@
 mod tests {
     use pgrx::prelude::*;
 
+    use crate::shmem;
     use crate::task_table::TaskTable;
 
     fn one<T: FromDatum + IntoDatum>(sql: &str) -> Option<T> {
@@ -35,6 +36,21 @@ mod tests {
             ),
             Some(3)
         );
+    }
+
+    #[pg_test]
+    fn a_slot_for_which_a_scheduler_is_wanted_is_not_given_up() {
+        use std::sync::atomic::Ordering::SeqCst;
+
+        // Of no database, and served: the launcher leaves it alone.
+        let nowhere = pg_sys::Oid::from(u32::MAX);
+        let slot = shmem::want_scheduler(nowhere).expect("a slot is free");
+        slot.control().pid.store(1, SeqCst);
+        assert!(!slot.free_unless_wanted());
+        assert_eq!(shmem::want_scheduler(nowhere), Some(slot));
+        assert!(slot.control().wanted.swap(false, SeqCst));
+        assert!(slot.free_unless_wanted());
+        assert!(shmem::slot_of(nowhere).is_none() && !slot.is_served());
     }
 
     #[pg_test]

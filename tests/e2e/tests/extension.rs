@@ -201,3 +201,26 @@ async fn a_dump_carries_tasks_grants_and_the_epoch_into_another_database_and_ano
 fn tempfile(name: &str) -> std::path::PathBuf {
     std::env::temp_dir().join(name)
 }
+
+/// A scheduler that looks into a new database before the extension is there ends; one that is wanted meanwhile comes all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn databases_that_are_made_at_once_all_get_their_scheduler() -> Result<()> {
+    let server: &'static Cluster = shared_server("e2e-extension-many");
+    let mut makers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        makers.spawn(async move {
+            for _ in 0..4 {
+                let db = Database::create(server).await?;
+                db.run("DROP EXTENSION pg_task").await?;
+                db.run("CREATE EXTENSION pg_task").await?;
+                db.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+                db.pool.close().await;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(made) = makers.join_next().await {
+        made??;
+    }
+    Ok(())
+}
