@@ -43,13 +43,19 @@ async fn sql_worker(db: &Database) -> Result<Session> {
 
 /// Claims the only task that is due; the options that it is handed out with.
 async fn claim(db: &Database, worker: &mut Session) -> Result<String> {
-    db.until("SELECT ready = 1 FROM pg_task.scheduler").await?;
-    worker
-        .run(&format!(
-            "DROP TABLE IF EXISTS claim; CREATE TEMP TABLE claim AS SELECT * FROM pg_task.exchange({WORKER}, 1) WHERE event = 0"
-        ))
-        .await?;
-    worker.ask("SELECT options FROM claim").await
+    for _ in 0..1_000 {
+        db.until("SELECT ready = 1 FROM pg_task.scheduler").await?;
+        worker
+            .run(&format!(
+                "DROP TABLE IF EXISTS claim; CREATE TEMP TABLE claim AS SELECT * FROM pg_task.exchange({WORKER}, 1) WHERE event = 0"
+            ))
+            .await?;
+        // Memory may have had the task in the queue that it was moved from, which yields nothing.
+        if worker.ask("SELECT count(*) FROM claim").await? == "1" {
+            return worker.ask("SELECT options FROM claim").await;
+        }
+    }
+    anyhow::bail!("nothing is handed out")
 }
 
 /// Brings a failure of what was claimed, as a worker whose code has no retry left. How long until the next attempt; empty for a task that is parked.
