@@ -34,7 +34,16 @@ const REGISTER: &str = "SELECT refused, registration FROM pg_task.register(worke
 const REGISTER_WITH_WEIGHTS: &str = "SELECT refused, registration FROM pg_task.register(worker => $1, queues => $2, steps => $3, retry_limits => $4, \
      lease => $5, name => $6, held_ids => $7, held_fences => $8, held_tokens => $9, bind => $10, protocol => $11, weights => $12, gives_up => true)";
 
-const PROGRESS: &str = "SELECT event, id FROM pg_task.set_progress_many($1, $2, $3, $4, $5)";
+/// What a worker is told by a heartbeat of either kind, as `Session::tell` reads it.
+macro_rules! told_by {
+    ($call:literal) => {
+        concat!("SELECT event, id, token FROM pg_task.", $call)
+    };
+}
+
+const HEARTBEAT: &str = told_by!("heartbeat($1)");
+
+const PROGRESS: &str = told_by!("set_progress_many($1, $2, $3, $4, $5)");
 
 /// Steps that a registration can name: the protocol's limit.
 const MAX_STEPS: usize = 512;
@@ -192,7 +201,7 @@ impl<T> Session<T> {
     }
 
     async fn beat(&self, link: &mut Link) -> Result<(), sqlx::Error> {
-        let query = sqlx::query("SELECT event, id, token FROM pg_task.heartbeat($1)").bind(self.worker);
+        let query = sqlx::query(HEARTBEAT).bind(self.worker);
         self.tell(self.ask(link, query).await?)
     }
 
