@@ -98,6 +98,25 @@ async fn what_a_step_says_is_seen_changes_and_goes_with_its_run() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_worker_that_says_how_far_a_step_is_hears_by_that_that_it_was_cancelled() -> Result<()> {
+    let (db, ledger) = (database().await?, Ledger::new("progress-cancelled")?);
+    report(&db).await?;
+    // It looks for work once a minute, and its heartbeats come every 20 seconds.
+    let polling = Some(Duration::from_secs(60));
+    let _worker = db.known_worker(WorkerOptions { polling, concurrency: 1, ..options(&ledger) }).await?;
+    say(&db, "0.5", "'half'").await?;
+    until_shown(&db, "0.5 half").await?;
+    let known = "SELECT concat(id, registered_at) FROM pg_task.workers";
+    let worker = db.ask(known).await?;
+    db.run("SELECT pg_task.cancel(id) FROM pg_task.task").await?;
+    // What it says is to change: only then it is brought.
+    say(&db, "0.6", "'more'").await?;
+    db.until("SELECT NOT EXISTS (SELECT FROM pg_task.running)").await?;
+    assert_eq!(db.ask(known).await?, worker, "it did not register again for that");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_worker_that_comes_back_says_again_how_far_its_steps_are() -> Result<()> {
     let server = own_server("e2e-progress-crash", &[])?;
     let (mut db, ledger) = (Database::create(&server).await?, Ledger::new("progress-crash")?);
