@@ -108,11 +108,11 @@ impl Launcher {
         self.last_tick = now;
         // A database may be gone whose scheduler is about to be started again.
         if now >= self.look_at || shmem::slots().any(|slot| is_to_start(slot, now)) {
+            self.look_at = now + guc::max_sleep().as_micros() as Micros;
             match background::transaction(databases) {
-                Ok(databases) => self.reconcile(&databases),
+                Ok(databases) => self.reconcile(&databases, now),
                 Err(error) => pgrx::log!("pg_task launcher: failed to read the databases: {error}"),
             }
-            self.look_at = now + guc::max_sleep().as_micros() as Micros;
         }
         shmem::slots()
             .filter(|slot| slot.control().database.load(SeqCst) != 0)
@@ -133,12 +133,15 @@ impl Launcher {
     }
 
     /// Gives up the slots of databases that are gone, then takes one for each database that was not looked at yet.
-    fn reconcile(&mut self, databases: &[Database]) {
+    fn reconcile(&mut self, databases: &[Database], now: Micros) {
         for slot in shmem::slots() {
             let oid = slot.control().database.load(SeqCst);
             let known = databases.iter().any(|database| database.oid.to_u32() == oid && database.is_wanted());
-            // One that was wanted just now may be younger than the list: it is looked at once more.
-            if oid != 0 && !known && !slot.is_served() && !slot.control().wanted.swap(false, SeqCst) {
+            if oid != 0 && !known && !slot.is_served() {
+                // One that was wanted just now may be younger than the list: the next one has it.
+                if slot.control().wanted.swap(false, SeqCst) {
+                    self.look_at = now;
+                }
                 slot.free_unless_wanted();
             }
         }

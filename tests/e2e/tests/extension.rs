@@ -224,3 +224,18 @@ async fn databases_that_are_made_at_once_all_get_their_scheduler() -> Result<()>
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_database_that_is_left_out_gets_no_scheduler() -> Result<()> {
+    let server = own_server("e2e-extension-left-out", &["pg_task.databases = 'postgres'"])?;
+    let left_out = Database::empty(&server).await?;
+    left_out.run("CREATE EXTENSION pg_task").await?;
+    // The launcher has looked at both when the other one has its scheduler.
+    let listed = Database::attach(&server, "postgres").await?;
+    listed.run("CREATE EXTENSION pg_task").await?;
+    listed.until("SELECT state = 'running' FROM pg_task.scheduler").await?;
+    left_out.until("SELECT state = 'absent' FROM pg_task.scheduler").await?;
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_task scheduler' AND datname <> 'postgres'";
+    assert_eq!(listed.ask(others).await?, "0");
+    Ok(())
+}
